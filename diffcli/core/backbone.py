@@ -1,0 +1,88 @@
+"""The frozen text-to-image diffusion model: VAE encoder, U-Net and text embeddings, and the facts read off them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """The VAE's posterior in the U-Net's units: mean and standard deviation, B,4,h,w float32, already scaled."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class DiffusionBackbone:
+    """VAE, U-Net and encoded prompts, frozen; deliberately no nn.Module, so that nothing trained can hold it.
+
+    Args:
+        vae: encodes B,3,H,W in [-1,1].
+        unet: predicts noise (or v) for B,4,h,w latents.
+        alphas_cumprod: (num_train_timesteps,) float32, alphabar[t].
+        prediction_type: what the network's output means: "epsilon" or "v_prediction".
+        prompt_embeddings: prompt -> (tokens, width); the text encoder itself is not kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        alphas_cumprod: Tensor,
+        prediction_type: str,
+        prompt_embeddings: Mapping[str, Tensor],
+    ) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.unet = unet.eval().requires_grad_(False)
+        self.alphas_cumprod = alphas_cumprod.float().cpu()
+        self.prediction_type = prediction_type
+        self.prompt_embeddings = {prompt: e.to(self.device, self.dtype) for prompt, e in prompt_embeddings.items()}
+        self.evaluations = 0
+        """U-Net evaluations so far, one a batch element."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the networks; everything returned here is float32 all the same."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent (4)."""
+        return int(self.unet.config["in_channels"])
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a latent cell covers on each side (8 in Stable Diffusion)."""
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be multiples of this (64 in Stable Diffusion), or the decoder's skips do not line up."""
+        return int(self.downsample * 2 ** (len(self.unet.up_blocks) - 1))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> LatentPosterior:
+        """Posterior of the scaled latent of B,3,H,W images in [-1,1] (method section 1)."""
+        posterior = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
+        scale = float(self.vae.config["scaling_factor"])
+        return LatentPosterior(mean=scale * posterior.mean.float(), std=scale * posterior.std.float())
+
+    @torch.no_grad()
+    def predict_noise(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
+        """eps of B,4,h,w float32 latents at one timestep, a prompt each, float32 (method section 1.1)."""
+        text = torch.stack([self.prompt_embeddings[prompt] for prompt in prompts])
+        output = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=text).sample.float()
+        self.evaluations += len(latents)
+        if self.prediction_type == "epsilon":
+            return output
+        alpha = float(self.alphas_cumprod[timestep])
+        return alpha**0.5 * output + (1 - alpha) ** 0.5 * latents

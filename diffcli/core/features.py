@@ -1,0 +1,203 @@
+"""Multi-timestep features of the frozen U-Net (method section 1.4).
+
+Stages s = 0..3 are the U-Net's "up" blocks, at strides 64, 32, 16, 8 in Stable Diffusion; layers j = 0..2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffcli.config import InversionConfig
+from diffcli.core.backbone import DiffusionBackbone
+from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
+
+FeatureKinds = Literal["all", "resnet", "latent"]
+DECODED_STAGES = (1, 2, 3)
+"""Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
+
+
+class FeatureLayer(NamedTuple):
+    """One tapped layer of the U-Net's decoder."""
+
+    kind: Literal["resnet", "attention"]
+    stage: int
+    layer: int
+
+
+def feature_layers(unet: UNet2DConditionModel, *, stages: Sequence[int], kinds: FeatureKinds) -> list[FeatureLayer]:
+    """The layers that exist in this network, per stage the resnets first (the order of concatenation)."""
+    layers = []
+    for stage in stages:
+        block = unet.up_blocks[stage]
+        layers += [FeatureLayer("resnet", stage, j) for j in range(len(block.resnets))]
+        if kinds == "all":
+            layers += [FeatureLayer("attention", stage, j) for j in range(len(getattr(block, "attentions", [])))]
+    return layers
+
+
+def _tapped_module(unet: UNet2DConditionModel, layer: FeatureLayer) -> nn.Module:
+    """Second convolution of the residual layer (before the skip), or the first transformer block."""
+    block = unet.up_blocks[layer.stage]
+    if layer.kind == "resnet":
+        return block.resnets[layer.layer].conv2  # type: ignore[no-any-return]
+    return block.attentions[layer.layer].transformer_blocks[0]  # type: ignore[no-any-return]
+
+
+def layer_channels(unet: UNet2DConditionModel, layer: FeatureLayer) -> int:
+    """Channels of one tapped map."""
+    module = _tapped_module(unet, layer)
+    return int(module.out_channels if layer.kind == "resnet" else module.norm1.normalized_shape[0])  # type: ignore[union-attr,arg-type,index]
+
+
+@dataclass
+class FeatureTaps:
+    """Context manager of forward hooks: after a U-Net call, `maps` holds R,C,H,W of every tapped layer."""
+
+    unet: UNet2DConditionModel
+    layers: Sequence[FeatureLayer]
+    maps: dict[FeatureLayer, Tensor] = field(default_factory=dict)
+    _handles: list[RemovableHandle] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        for layer in self.layers:
+
+            def record(_module: nn.Module, _inputs: object, output: Tensor, layer: FeatureLayer = layer) -> None:
+                self.maps[layer] = output if layer.kind == "resnet" else self._as_map(output, layer)
+
+            self._handles.append(_tapped_module(self.unet, layer).register_forward_hook(record))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _as_map(self, tokens: Tensor, layer: FeatureLayer) -> Tensor:
+        """R,(H W),C tokens as an R,C,H,W map; the resnet of the same layer ran just before at the same size."""
+        height, width = self.maps[FeatureLayer("resnet", layer.stage, layer.layer)].shape[-2:]
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+
+class DiffusionFeatureExtractor:
+    """Images to one stack of maps a stride; frozen, and no part of anything trained.
+
+    Args:
+        backbone: the diffusion model.
+        config: how the latent is inverted and guided.
+        kinds: "all", "resnet" (no attention maps) or "latent" (the VAE latent alone, no U-Net evaluation).
+        stages: U-Net decoder blocks to read.
+    """
+
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        config: InversionConfig,
+        *,
+        kinds: FeatureKinds = "all",
+        stages: Sequence[int] = DECODED_STAGES,
+    ) -> None:
+        self.backbone = backbone
+        self.config = config
+        self.kinds = kinds
+        self.stages = tuple(stages)
+        self.schedule = InversionSchedule.from_config(config.resolved_schedule())
+        self.layers = feature_layers(backbone.unet, stages=stages, kinds=kinds)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each returned map, coarsest stage first."""
+        return tuple(self.steps * sum(widths) for widths in self.stage_widths)
+
+    @property
+    def steps(self) -> int:
+        """Saved steps."""
+        return 1 if self.kinds == "latent" else len(self.schedule.save_steps)
+
+    @property
+    def stage_widths(self) -> list[list[int]]:
+        """Channels of every layer in order of concatenation, per stage."""
+        if self.kinds == "latent":
+            return [[self.backbone.latent_channels]] * len(self.stages)
+        return [self.widths(stage) for stage in self.stages]
+
+    def widths(self, stage: int) -> list[int]:
+        """Channels of a stage's layers in order of concatenation."""
+        return [layer_channels(self.backbone.unet, layer) for layer in self.layers if layer.stage == stage]
+
+    @torch.no_grad()
+    def extract(self, images: Tensor, *, noise: Noise, references: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+        """Features of B,3,H,W float32 images in [-1,1], H and W multiples of `backbone.multiple`.
+
+        Args:
+            noise: explicit Gaussians; per image first the VAE posterior's, then (one-step) the noising draw, then a
+                draw of G,4,h,w at every step.
+            references: H,W train ids an image, turning on its class prompts; None runs the plain prompt alone.
+
+        Returns:
+            One B,C,h,w map a stage in the backbone's precision, coarsest first; channels are, for every layer in
+            order, all saved steps in saved order.
+        """
+        latent = self.encode(images, noise=noise)
+        if self.kinds == "latent":
+            return [self._shrink(latent, stage) for stage in self.stages]
+        config, size = self.config, (latent.shape[-2], latent.shape[-1])
+        groups = [
+            prompt_groups(reference, prompt=config.prompt, class_prompts=config.class_prompts, latent_size=size)
+            for reference in references or [None] * len(images)
+        ]
+        features: dict[int, Tensor] = {}
+        steps = invert(
+            latent, backbone=self.backbone, schedule=self.schedule, groups=groups, config=config, noise=noise
+        )
+        with FeatureTaps(self.backbone.unet, self.layers) as taps:
+            for step in steps:
+                if step.index in self.schedule.save_steps:
+                    self._save(features, step, taps, batch=len(images))
+        return [features[stage] for stage in self.stages]
+
+    def encode(self, images: Tensor, *, noise: Noise) -> Tensor:
+        """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured."""
+        posterior = self.backbone.encode(images)
+        if self.config.latent == "mean":
+            return posterior.mean
+        shape = (1, *posterior.mean.shape[1:])
+        draws = torch.cat([noise(image, shape) for image in range(len(images))])
+        return posterior.mean + posterior.std * draws.to(posterior.mean.device)
+
+    def _save(self, features: dict[int, Tensor], step: InversionStep, taps: FeatureTaps, *, batch: int) -> None:
+        """Write one step's maps into their place in the preallocated stacks (concatenating would copy them again)."""
+        position = self.schedule.save_steps.index(step.index)
+        count = len(self.schedule.save_steps)
+        for stage in self.stages:
+            offset = 0
+            for layer in (layer for layer in self.layers if layer.stage == stage):
+                maps = taps.maps[layer]
+                width = maps.shape[1]
+                if stage not in features:
+                    total = count * sum(self.widths(stage))
+                    features[stage] = maps.new_empty(batch, total, *maps.shape[-2:])
+                start = offset + position * width
+                features[stage][:, start : start + width] = _reduce(maps, layer.kind, step.rows, batch=batch)
+                offset += count * width
+
+    def _shrink(self, latent: Tensor, stage: int) -> Tensor:
+        """The latent averaged down to a stage's size."""
+        factor = 2 ** (len(self.backbone.unet.up_blocks) - 1 - stage)
+        return F.avg_pool2d(latent, factor)
+
+
+def _reduce(maps: Tensor, kind: str, rows: Rows, *, batch: int) -> Tensor:
+    """R,C,H,W rows to B,C,H,W: the negative prompt's row for resnets, the counted sum for attention (method 1.4)."""
+    if kind == "resnet":
+        return maps[[rows.images.index(image) for image in range(batch)]]
+    counts = torch.tensor(rows.counts, device=maps.device, dtype=torch.float32)[:, None, None, None]
+    weighted = maps.float() * counts
+    return torch.stack([weighted[rows.of(image)].sum(0) for image in range(batch)]).to(maps.dtype)

@@ -1,0 +1,218 @@
+"""DDIM inversion with eta, guidance and class prompts on masks (method sections 1.1 to 1.3).
+
+Shapes: B images, G prompt groups of one image, R rows of one U-Net batch, h,w the latent grid.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from diffcli.config import CustomSchedule, InversionConfig
+from diffcli.core.backbone import DiffusionBackbone
+
+Noise = Callable[[int, tuple[int, ...]], Tensor]
+"""(index of the image in the batch, shape) -> float32 Gaussian; each image has a sequence of its own."""
+
+
+@dataclass(frozen=True)
+class InversionSchedule:
+    """Steps from the clean latent towards noise: step i goes from timesteps[i] to next_timesteps[i]."""
+
+    timesteps: tuple[int, ...]
+    next_timesteps: tuple[int, ...]
+    save_steps: tuple[int, ...]
+    one_step: bool = False
+
+    @classmethod
+    def from_config(cls, config: CustomSchedule) -> "InversionSchedule":
+        """The first step starts at 0 (one-step mode: stays at its timestep), and each goes to the next configured one."""
+        targets = tuple(sorted(config.timesteps))
+        starts = targets if config.one_step else (0, *targets[:-1])
+        return cls(starts, targets, config.save_steps, config.one_step)
+
+    @property
+    def evaluated_steps(self) -> int:
+        """Steps that the saved features need: none after the last saved one."""
+        return max(self.save_steps) + 1
+
+
+@dataclass(frozen=True)
+class StepCoefficients:
+    """The numbers of one step: alphabar at both ends, and the noise coefficient sigma."""
+
+    alpha: float
+    alpha_next: float
+    sigma: float
+
+    @property
+    def direction(self) -> float:
+        """Coefficient of eps in the next latent; the floor is really reached (method section 1.1)."""
+        return float(max(1 - self.alpha_next - self.sigma**2, 1e-10) ** 0.5)
+
+
+def step_coefficients(
+    alphas_cumprod: Tensor, timestep: int, next_timestep: int, *, eta: float, s_tmin: float, s_tmax: float
+) -> StepCoefficients:
+    """Coefficients of one inversion step (method section 1.1)."""
+    alpha, alpha_next = float(alphas_cumprod[timestep]), float(alphas_cumprod[next_timestep])
+    stochastic = s_tmin < timestep < s_tmax
+    variance = (1 - alpha_next / alpha) * (1 - alpha_next) / (1 - alpha)
+    return StepCoefficients(alpha, alpha_next, eta * max(variance, 0.0) ** 0.5 if stochastic else 0.0)
+
+
+def ddim_inversion_step(latent: Tensor, eps: Tensor, noise: Tensor, step: StepCoefficients) -> Tensor:
+    """z_t' = sqrt(a') x0hat + sigma n + sqrt(max(1 - a' - sigma^2, 1e-10)) eps, all float32 (method section 1.1)."""
+    x0_hat = (latent - (1 - step.alpha) ** 0.5 * eps) / step.alpha**0.5
+    return step.alpha_next**0.5 * x0_hat + step.sigma * noise + step.direction * eps
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """Prompts of one image and where each acts; group 0 is the plain prompt everywhere (method section 1.3)."""
+
+    prompts: tuple[str, ...]
+    masks: Tensor
+    """G,h,w float32, the first all ones."""
+
+
+def prompt_groups(
+    reference: Tensor | None,
+    *,
+    prompt: str,
+    class_prompts: Mapping[int, str],
+    latent_size: tuple[int, int],
+) -> PromptGroups:
+    """Groups of one image from its reference segmentation (H,W train ids; None: the plain prompt alone).
+
+    One pixel of a prompted class is enough to add its group; its mask takes the top-left pixel of each
+    latent cell, and may be empty (method section 1.3).
+    """
+    h, w = latent_size
+    plain = torch.ones(1, h, w)
+    if reference is None:
+        return PromptGroups((prompt,), plain)
+    present = set(torch.unique(reference).tolist())
+    classes = sorted(present & class_prompts.keys())
+    coarse = resize_nearest(reference, (h, w))
+    masks = [(coarse == train_id).float().cpu()[None] for train_id in classes]
+    return PromptGroups((prompt, *(class_prompts[i] for i in classes)), torch.cat([plain, *masks]))
+
+
+def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """...,H,W labels sampled at the top-left pixel of each target cell, any dtype."""
+    height, width = labels.shape[-2:]
+    rows = torch.arange(size[0], device=labels.device) * height // size[0]
+    columns = torch.arange(size[1], device=labels.device) * width // size[1]
+    return labels[..., rows[:, None], columns[None, :]]
+
+
+def noise_seed(seed: int, identity: str) -> int:
+    """A 63-bit seed from (seed, the image's own identity), equal on every machine."""
+    return int.from_bytes(blake2b(f"{seed}:{identity}".encode(), digest_size=8).digest()) >> 1
+
+
+def seeded_noise(seed: int, identities: Sequence[str]) -> Noise:
+    """Independent Gaussians per image, drawn on the CPU so that every device sees the same (method section 1.1)."""
+    generators = [torch.Generator().manual_seed(noise_seed(seed, identity)) for identity in identities]
+    return lambda image, shape: torch.randn(shape, generator=generators[image])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One U-Net batch: each image's distinct prompts, evaluated once each."""
+
+    images: tuple[int, ...]
+    prompts: tuple[str, ...]
+    counts: tuple[int, ...]
+    """How often the reference sums the row's attention features: once a group, and once for the negative prompt."""
+
+    def of(self, image: int) -> slice:
+        """The rows of one image; the first is its negative prompt."""
+        first = self.images.index(image)
+        return slice(first, first + self.images.count(image))
+
+
+def plan_rows(groups: Sequence[PromptGroups], negative_prompt: str) -> Rows:
+    """The distinct prompts each image needs, its negative prompt first (method section 1.2)."""
+    rows: list[tuple[int, str, int]] = []
+    for image, group in enumerate(groups):
+        needed = (negative_prompt, *group.prompts)
+        rows += [(image, prompt, needed.count(prompt)) for prompt in dict.fromkeys(needed)]
+    images, prompts, counts = zip(*rows, strict=True)
+    return Rows(images, prompts, counts)
+
+
+@dataclass(frozen=True)
+class InversionStep:
+    """What one step saw and made."""
+
+    index: int
+    rows: Rows
+    eps: Tensor
+    """R,4,h,w: the noise prediction of every row."""
+    latent: Tensor
+    """B,4,h,w before the step."""
+    next_latent: Tensor
+    """B,4,h,w after it."""
+
+
+@torch.no_grad()
+def invert(
+    latent: Tensor,
+    *,
+    backbone: DiffusionBackbone,
+    schedule: InversionSchedule,
+    groups: Sequence[PromptGroups],
+    config: InversionConfig,
+    noise: Noise,
+    steps: int | None = None,
+) -> Iterator[InversionStep]:
+    """Invert B,4,h,w float32 latents step by step, yielding after each U-Net batch (method sections 1.1 to 1.3).
+
+    Each image meets only its own prompts, so its result does not depend on its batch. Stops after the last
+    saved step, or after `steps`.
+    """
+    if schedule.one_step:
+        latent = add_noise(latent, schedule.timesteps[0], alphas_cumprod=backbone.alphas_cumprod, noise=noise)
+    for index in range(steps or schedule.evaluated_steps):
+        timestep, next_timestep = schedule.timesteps[index], schedule.next_timesteps[index]
+        windowed = config.mask_min <= timestep <= config.mask_max
+        active = groups if windowed else [PromptGroups(g.prompts[:1], g.masks[:1]) for g in groups]
+        rows = plan_rows(active, config.negative_prompt)
+        eps = backbone.predict_noise(latent[list(rows.images)], timestep, rows.prompts)
+        step = step_coefficients(
+            backbone.alphas_cumprod,
+            timestep,
+            next_timestep,
+            eta=config.eta,
+            s_tmin=config.s_tmin,
+            s_tmax=config.s_tmax,
+        )
+        moved = []
+        for image, group in enumerate(active):
+            own = rows.of(image)
+            guided = guide(eps[own], rows.prompts[own], group.prompts, guidance_scale=config.guidance_scale)
+            draw = noise(image, tuple(guided.shape)).to(latent.device)
+            stepped = ddim_inversion_step(latent[image], guided, draw, step)
+            mask = group.masks.to(latent.device)[:, None]
+            moved.append((mask * stepped).sum(0) / mask.sum(0))
+        next_latent = torch.stack(moved)
+        yield InversionStep(index, rows, eps, latent, next_latent)
+        latent = next_latent
+
+
+def guide(eps: Tensor, prompts: Sequence[str], wanted: Sequence[str], *, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance of every group, G,4,h,w; eps R,4,h,w starts with the negative prompt (method 1.2)."""
+    unconditional = eps[:1]
+    conditional = eps[[prompts.index(prompt) for prompt in wanted]]
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def add_noise(latent: Tensor, timestep: int, *, alphas_cumprod: Tensor, noise: Noise) -> Tensor:
+    """One-step mode: z_t = sqrt(a) z_0 + sqrt(1 - a) n, one draw an image shared by its prompt groups."""
+    alpha = float(alphas_cumprod[timestep])
+    draws = torch.cat([noise(image, (1, *latent.shape[1:])) for image in range(len(latent))]).to(latent.device)
+    return alpha**0.5 * latent + (1 - alpha) ** 0.5 * draws

@@ -1,0 +1,122 @@
+"""IPKL: the conditional branch, which sees the labels, and the unconditional one learn from each other (method section 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffcli.config import LossConfig
+from diffcli.core.features import DiffusionFeatureExtractor
+from diffcli.core.inversion import seeded_noise
+from diffcli.domains import IGNORE_ID
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor, *, average: Literal["all", "labelled"] = "all") -> Tensor:
+    """Cross-entropy of B,C,h,w logits, resized bilinearly to B,H,W labels; 255 counts zero (method section 2).
+
+    "all" divides by all pixels, as the published code does; "labelled" by the labelled ones (0 where there are none).
+    """
+    resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+    total = F.cross_entropy(resized, labels, ignore_index=IGNORE_ID, reduction="sum")
+    pixels = labels.numel() if average == "all" else int((labels != IGNORE_ID).sum())
+    return total / max(pixels, 1)
+
+
+def mse_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of B,C,h,w logits."""
+    return F.mse_loss(student, teacher)
+
+
+def kl_consistency(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over pixels."""
+    log_p = F.log_softmax(student / temperature, dim=1)
+    log_q = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * (log_q.exp() * (log_q - log_p)).sum(1).mean()
+
+
+def ce_consistency(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy of the student to the teacher's argmax."""
+    return F.cross_entropy(student, teacher.argmax(1))
+
+
+def dice_consistency(student: Tensor, teacher: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """1 - Dice of the softmax maps, sums over pixels, mean over images and classes."""
+    p, q = student.softmax(1), teacher.softmax(1)
+    overlap = 2 * (p * q).sum((-2, -1)) + smooth
+    return 1 - (overlap / (p.sum((-2, -1)) + q.sum((-2, -1)) + smooth)).mean()
+
+
+def consistency_loss(student: Tensor, teacher: Tensor, config: LossConfig) -> Tensor:
+    """D(L_u, L_c) as configured, without its weight; B,C,h,w float32 logits at the network's stride."""
+    if config.detach_teacher:
+        teacher = teacher.detach()
+    match config.consistency:
+        case "mse":
+            return mse_consistency(student, teacher)
+        case "kl":
+            return kl_consistency(student, teacher, temperature=config.temperature)
+        case "ce":
+            return ce_consistency(student, teacher)
+        case "dice":
+            return dice_consistency(student, teacher)
+        case other:
+            assert_never(other)
+
+
+@dataclass(frozen=True)
+class IPKLFeatures:
+    """Frozen features of one training batch."""
+
+    conditional: list[Tensor] | None
+    """None when IPKL is off."""
+    unconditional: list[Tensor]
+
+
+def extract_pair(
+    extractor: DiffusionFeatureExtractor,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    identities: Sequence[str],
+    seed: int,
+    ipkl: bool = True,
+) -> IPKLFeatures:
+    """Features with the labels as reference, then without: each pass draws its own noise (method section 2).
+
+    Args:
+        images: B,3,H,W float32 in [-1,1].
+        labels: B,H,W int64 train ids.
+        identities: seed each image's noise together with `seed`.
+    """
+    conditional = None
+    if ipkl:
+        noise = seeded_noise(seed, [f"{identity}/conditional" for identity in identities])
+        conditional = extractor.extract(images, noise=noise, references=list(labels))
+    noise = seeded_noise(seed, [f"{identity}/unconditional" for identity in identities])
+    return IPKLFeatures(conditional, extractor.extract(images, noise=noise))
+
+
+@dataclass(frozen=True)
+class IPKLLosses:
+    """Loss terms of one batch; `total` carries the gradient."""
+
+    total: Tensor
+    unconditional: Tensor
+    conditional: Tensor | None
+    consistency: Tensor | None
+
+
+def ipkl_loss(
+    unconditional_logits: Tensor, conditional_logits: Tensor | None, labels: Tensor, config: LossConfig
+) -> IPKLLosses:
+    """CE(L_c, y) + CE(L_u, y) + lambda D(L_u, L_c); without conditional logits CE(L_u, y) (method section 2)."""
+    unconditional = segmentation_loss(unconditional_logits, labels, average=config.average)
+    if conditional_logits is None:
+        return IPKLLosses(unconditional, unconditional, None, None)
+    conditional = segmentation_loss(conditional_logits, labels, average=config.average)
+    consistency = consistency_loss(unconditional_logits, conditional_logits, config)
+    total = conditional + unconditional + config.weight * consistency
+    return IPKLLosses(total, unconditional, conditional, consistency)

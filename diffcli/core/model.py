@@ -1,0 +1,236 @@
+"""The model: frozen extractor and trained decoder joined, and how it segments an image."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffcli.config import EvalConfig, ModelConfig, Size
+from diffcli.core.backbone import DiffusionBackbone
+from diffcli.core.decoder import SegmentationDecoder
+from diffcli.core.features import DiffusionFeatureExtractor
+from diffcli.core.inversion import resize_nearest, seeded_noise
+from diffcli.core.loading import load_backbone
+from diffcli.domains import IGNORE_ID
+
+Precision = Literal["float32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class SegmentationModel:
+    """Images to logits. The extractor is frozen; `decoder` is the trained nn.Module.
+
+    Args:
+        config: what was built.
+        extractor: the frozen half.
+        decoder: the trained half, on the extractor's device.
+        precision: of the trained part's inference; "float32", or autocast to "bf16" or "fp16".
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        extractor: DiffusionFeatureExtractor,
+        decoder: SegmentationDecoder,
+        precision: Precision = "float32",
+    ) -> None:
+        self.config = config
+        self.extractor = extractor
+        self.decoder = decoder
+        self.precision = precision
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks live."""
+        return self.extractor.backbone.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the decoder runs."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    @torch.no_grad()
+    def logits(
+        self, images: Tensor, *, identities: Sequence[str] | None = None, references: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
+        """B,3,H,W float32 images in [-1,1], any H and W, to B,classes,H,W float32 logits.
+
+        Images are padded right and bottom (0, references 255) to a multiple of 64 and the logits cropped back
+        (method section 1).
+
+        Args:
+            identities: what seeds each image's noise, with config.inversion.seed; None takes a hash of its pixels.
+            references: H,W train ids an image that turn the conditional branch on, of any size; None leaves it off.
+        """
+        height, width = images.shape[-2:]
+        images = images.to(self.device)
+        names = list(identities) if identities is not None else [content_identity(image) for image in images]
+        noise = seeded_noise(self.config.inversion.seed, names)
+        multiple = self.extractor.backbone.multiple
+        padded = pad_to_multiple(images, multiple, value=0.0)
+        if references is not None:
+            references = [r if r is None else self._fit(r, (height, width), multiple) for r in references]
+        features = self.extractor.extract(padded, noise=noise, references=references)
+        with self.autocast():
+            coarse = self.decoder(features)
+        full = F.interpolate(coarse, padded.shape[-2:], mode="bilinear", align_corners=False)
+        return full[..., :height, :width]
+
+    def _fit(self, reference: Tensor, size: tuple[int, int], multiple: int) -> Tensor:
+        """A reference segmentation of any size, brought to the padded image's."""
+        fitted = resize_nearest(reference.to(self.device), size)
+        return pad_to_multiple(fitted, multiple, value=IGNORE_ID)
+
+
+def build_model(
+    config: ModelConfig, *, device: str | torch.device = "cpu", precision: Precision = "float32", seed: int = 0
+) -> SegmentationModel:
+    """Load the frozen diffusion model and initialise a fresh decoder on top of it.
+
+    Args:
+        precision: the diffusion model's dtype, and the autocast dtype of the decoder (whose weights stay float32).
+        seed: of the decoder's initial weights.
+
+    Raises:
+        BackboneError: the diffusion model cannot be loaded.
+    """
+    inversion = config.inversion
+    backbone = load_backbone(
+        config.backbone,
+        prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
+        device=torch.device(device),
+        dtype=DTYPES[precision],
+        seed=seed,
+    )
+    return join(config, backbone, precision=precision, seed=seed)
+
+
+def join(
+    config: ModelConfig, backbone: DiffusionBackbone, *, precision: Precision = "float32", seed: int = 0
+) -> SegmentationModel:
+    """A model on an already loaded backbone, its decoder freshly initialised from `seed`."""
+    extractor = DiffusionFeatureExtractor(backbone, config.inversion, kinds=config.decoder.features)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = SegmentationDecoder(
+            config.decoder,
+            widths=extractor.stage_widths,
+            steps=extractor.steps,
+            classes=len(config.classes),
+        )
+    return SegmentationModel(
+        config, extractor=extractor, decoder=decoder.to(backbone.device).eval(), precision=precision
+    )
+
+
+def segment(
+    model: SegmentationModel,
+    images: Tensor,
+    *,
+    config: EvalConfig,
+    identities: Sequence[str] | None = None,
+    references: Sequence[Tensor | None] | None = None,
+) -> Tensor:
+    """B,3,H,W images in [-1,1] to B,classes,H,W class probabilities or logits at the images' size, as configured.
+
+    One plain pass returns logits; several (scales, flip, windows) return the mean of their softmax maps, whose
+    argmax is the prediction either way. With config.reference == "prediction" a first pass makes the reference
+    of a second one (method section 2); "none" and "labels" use `references` as given.
+    """
+    names = list(identities) if identities is not None else [content_identity(image) for image in images]
+
+    def once(references: Sequence[Tensor | None] | None) -> Tensor:
+        passes = [(scale, mirrored) for scale in config.scales for mirrored in ((False, True) if config.flip else (False,))]
+        run = _windowed(model, config) if config.mode == "slide" else _whole(model)
+        if passes == [(1.0, False)]:
+            return run(images, names, references)
+        total = sum(
+            _varied(run, images, names, references, scale=scale, mirrored=mirrored).softmax(1) for scale, mirrored in passes
+        )
+        assert isinstance(total, Tensor)
+        return total / len(passes)
+
+    if config.reference != "prediction" or references is not None:
+        return once(references)
+    return once(list(once(None).argmax(1)))
+
+
+_Run = Callable[[Tensor, Sequence[str], Sequence[Tensor | None] | None], Tensor]
+
+
+def _whole(model: SegmentationModel) -> _Run:
+    return lambda images, names, references: model.logits(images, identities=names, references=references)
+
+
+def _varied(
+    run: _Run,
+    images: Tensor,
+    names: Sequence[str],
+    references: Sequence[Tensor | None] | None,
+    *,
+    scale: float,
+    mirrored: bool,
+) -> Tensor:
+    """One test-time variant: scaled and mirrored on the way in, back on the way out."""
+    size = images.shape[-2:]
+    varied = images
+    if scale != 1.0:
+        target = [max(1, round(side * scale)) for side in size]
+        varied = F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=scale < 1)
+    if mirrored:
+        varied = varied.flip(-1)
+        references = None if references is None else [r if r is None else r.flip(-1) for r in references]
+    out = run(varied, names, references)
+    out = out.flip(-1) if mirrored else out
+    return F.interpolate(out, size, mode="bilinear", align_corners=False) if scale != 1.0 else out
+
+
+def _windowed(model: SegmentationModel, config: EvalConfig) -> _Run:
+    """Logits averaged over a sliding window; each window's noise is seeded by the image and its place in it."""
+
+    def run(images: Tensor, names: Sequence[str], references: Sequence[Tensor | None] | None) -> Tensor:
+        height, width = images.shape[-2:]
+        total = torch.zeros(len(images), len(model.config.classes), height, width, device=model.device)
+        count = torch.zeros(1, 1, height, width, device=model.device)
+        for top in window_starts(height, config.window.height, config.stride.height):
+            for left in window_starts(width, config.window.width, config.stride.width):
+                place = (..., slice(top, top + config.window.height), slice(left, left + config.window.width))
+                own = None
+                if references is not None:
+                    own = [r if r is None else resize_nearest(r, (height, width))[place] for r in references]
+                total[place] += model.logits(
+                    images[place], identities=[f"{name}@{left},{top}" for name in names], references=own
+                )
+                count[place] += 1
+        return total / count
+
+    return run
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """First pixels of windows that cover `length`, the last one flush with the end."""
+    if length <= window:
+        return [0]
+    return [*range(0, length - window, stride), length - window]
+
+
+def resize_images(images: Tensor, size: Size) -> Tensor:
+    """B,C,H,W to WIDTHxHEIGHT, bilinear."""
+    return F.interpolate(images, (size.height, size.width), mode="bilinear", align_corners=False)
+
+
+def pad_to_multiple(x: Tensor, multiple: int, *, value: float) -> Tensor:
+    """...,H,W padded right and bottom to the next multiple."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % multiple, 0, -height % multiple), value=value)
+
+
+def content_identity(image: Tensor) -> str:
+    """An identity for an image without a name: a hash of its pixels."""
+    return blake2b(image.detach().float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
