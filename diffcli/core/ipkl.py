@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcli.config import LossConfig
+from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.domains import IGNORE_ID
@@ -120,3 +120,19 @@ def ipkl_loss(
     consistency = consistency_loss(unconditional_logits, conditional_logits, config)
     total = conditional + unconditional + config.weight * consistency
     return IPKLLosses(total, unconditional, conditional, consistency)
+
+
+class PairedDecoder(nn.Module):
+    """Both branches through one decoder in one forward, the conditional one first.
+
+    One forward, because data-parallel training synchronises BatchNorm's buffers at each; both passes move them.
+    """
+
+    def __init__(self, decoder: SegmentationDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, conditional: list[Tensor] | None, unconditional: list[Tensor]) -> tuple[Tensor | None, Tensor]:
+        """Logits of the conditional branch (None without it) and of the unconditional one."""
+        labelled = None if conditional is None else self.decoder(conditional)
+        return labelled, self.decoder(unconditional)
