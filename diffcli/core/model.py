@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.config import EvalConfig, ModelConfig, Size
+from diffcli.config import EvalConfig, ModelConfig
 from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
@@ -220,9 +220,9 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def resize_images(images: Tensor, size: Size) -> Tensor:
-    """B,C,H,W to WIDTHxHEIGHT, bilinear."""
-    return F.interpolate(images, (size.height, size.width), mode="bilinear", align_corners=False)
+def to_model_range(images: Tensor) -> Tensor:
+    """B,H,W,3 uint8 to B,3,H,W float32 in [-1,1]."""
+    return (images.movedim(-1, 1).float() - 127.5) / 127.5
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, value: float) -> Tensor:
