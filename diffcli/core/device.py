@@ -1,0 +1,67 @@
+"""Which device to run on, and in which precision: what `auto` means, said once."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffcli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffcli.core.model import Precision  # at run time it would load diffusers, which `diff doctor` can do without
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` means: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        ConfigError: no such device, or none on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise _absent(name, "is no device that PyTorch knows") from error
+    match device.type:
+        case "cpu":
+            return device
+        case "mps" if torch.backends.mps.is_available():
+            return device
+        case "cuda" if (device.index or 0) < torch.cuda.device_count():
+            return device
+        case "cuda" if torch.cuda.is_available():
+            raise _absent(name, f"is not there: PyTorch sees {torch.cuda.device_count()} GPU(s), counted from cuda:0")
+        case "cuda" | "mps":
+            raise _absent(name, "is not there: PyTorch sees none (see `diff doctor`)")
+        case _:
+            raise _absent(name, "is not supported")
+
+
+def resolve_precision(name: str, device: torch.device) -> "Precision":
+    """The precision that `name` means on `device`; auto: bf16 on a GPU that has it, fp16 on others, float32 on a CPU.
+
+    Raises:
+        ConfigError: no such precision, or the device lacks it.
+    """
+    match name:
+        case "auto":
+            if device.type == "cpu":
+                return "float32"
+            return "bf16" if _has_bf16(device) else "fp16"
+        case "bf16" if not _has_bf16(device):
+            raise ConfigError(f"precision bf16: {device} does not have it", hint="choose auto, fp16 or float32")
+        case "float32" | "bf16" | "fp16":
+            return name
+        case _:
+            raise ConfigError(f"precision {name!r} is not known", hint="choose auto, float32, bf16 or fp16")
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bf16 itself; emulation does not count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+    return device.type == "cpu"
+
+
+def _absent(name: str, why: str) -> ConfigError:
+    return ConfigError(f"device {name!r} {why}", hint="choose auto, cpu, cuda, cuda:1 or mps")
