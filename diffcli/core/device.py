@@ -6,8 +6,8 @@ import torch
 
 from diffcli.errors import ConfigError
 
-if TYPE_CHECKING:
-    from diffcli.core.model import Precision  # at run time it would load diffusers, which `diff doctor` can do without
+if TYPE_CHECKING:  # at run time it would load diffusers, which `diff doctor` can do without
+    from diffcli.core.model import Precision
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,7 +30,9 @@ def resolve_device(name: str) -> torch.device:
         case "cuda" if (device.index or 0) < torch.cuda.device_count():
             return device
         case "cuda" if torch.cuda.is_available():
-            raise _absent(name, f"is not there: PyTorch sees {torch.cuda.device_count()} GPU(s), counted from cuda:0")
+            raise _absent(
+                name, f"is not there: PyTorch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on"
+            )
         case "cuda" | "mps":
             raise _absent(name, "is not there: PyTorch sees none (see `diff doctor`)")
         case _:
@@ -38,7 +40,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> "Precision":
-    """The precision that `name` means on `device`; auto: bf16 on a GPU that has it, fp16 on others, float32 on a CPU.
+    """The precision that `name` means on `device`; auto: bf16 on a GPU that has it, else fp16, float32 on a CPU.
 
     Raises:
         ConfigError: no such precision, or the device lacks it.
@@ -49,7 +51,7 @@ def resolve_precision(name: str, device: torch.device) -> "Precision":
                 return "float32"
             return "bf16" if _has_bf16(device) else "fp16"
         case "bf16" if not _has_bf16(device):
-            raise ConfigError(f"precision bf16: {device} does not have it", hint="choose auto, fp16 or float32")
+            raise ConfigError(f"precision bf16: {device} lacks it", hint="choose auto, fp16 or float32")
         case "float32" | "bf16" | "fp16":
             return name
         case _:
