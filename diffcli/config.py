@@ -51,7 +51,9 @@ PixelSize = Annotated[Size, BeforeValidator(_parse_size), PlainSerializer(str, r
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Color = tuple[
-    Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
 ]
 
 
@@ -180,7 +182,8 @@ def _named(value: object) -> object:
 
 
 FusionConfig = Annotated[
-    Annotated[DirectFusion | VanillaFusion | MixingFusion, Field(discriminator="kind")], BeforeValidator(_named)
+    Annotated[DirectFusion | VanillaFusion | MixingFusion, Field(discriminator="kind")],
+    BeforeValidator(_named),
 ]
 
 
@@ -229,7 +232,9 @@ class ModelConfig(Settings):
             raise ValueError(f"palette has {len(self.palette)} colours for {count} classes")
         outside = sorted(i for i in self.inversion.class_prompts if i >= count)
         if outside:
-            raise ValueError(f"inversion.class_prompts names train ids {outside}, but there are only {count} classes")
+            raise ValueError(
+                f"inversion.class_prompts names train ids {outside}, but there are only {count} classes"
+            )
         return self
 
 

@@ -1,5 +1,6 @@
 """The frozen text-to-image diffusion model: VAE encoder, U-Net and text embeddings, and the facts read off them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,19 +41,23 @@ class DiffusionBackbone:
         self.unet = unet.eval().requires_grad_(False)
         self.alphas_cumprod = alphas_cumprod.float().cpu()
         self.prediction_type = prediction_type
-        self.prompt_embeddings = {prompt: e.to(self.device, self.dtype) for prompt, e in prompt_embeddings.items()}
+        self.prompt_embeddings = {
+            prompt: e.to(self.device, self.dtype) for prompt, e in prompt_embeddings.items()
+        }
         self.evaluations = 0
         """U-Net evaluations so far, one a batch element."""
 
     @property
     def device(self) -> torch.device:
         """Where the networks live."""
-        return next(self.unet.parameters()).device
+        device: torch.device = next(self.unet.parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the networks; everything returned here is float32 all the same."""
-        return next(self.unet.parameters()).dtype
+        dtype: torch.dtype = next(self.unet.parameters()).dtype
+        return dtype
 
     @property
     def latent_channels(self) -> int:
@@ -80,9 +85,11 @@ class DiffusionBackbone:
     def predict_noise(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
         """eps of B,4,h,w float32 latents at one timestep, a prompt each, float32 (method section 1.1)."""
         text = torch.stack([self.prompt_embeddings[prompt] for prompt in prompts])
-        output = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=text).sample.float()
+        output: Tensor = self.unet(
+            latents.to(self.dtype), timestep, encoder_hidden_states=text
+        ).sample.float()
         self.evaluations += len(latents)
         if self.prediction_type == "epsilon":
             return output
         alpha = float(self.alphas_cumprod[timestep])
-        return alpha**0.5 * output + (1 - alpha) ** 0.5 * latents
+        return math.sqrt(alpha) * output + math.sqrt(1 - alpha) * latents

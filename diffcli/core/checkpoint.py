@@ -67,7 +67,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"not a readable safetensors file ({error})", where=str(path), hint="the file is damaged: use another checkpoint"
+            f"not a readable safetensors file ({error})",
+            where=str(path),
+            hint="the file is damaged: use another checkpoint",
         ) from error
     if _KEY not in metadata:
         raise CheckpointError(
@@ -90,7 +92,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_model(
-    path: Path, *, device: str | torch.device = "cpu", precision: Precision = "float32", config: ModelConfig | None = None
+    path: Path,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    config: ModelConfig | None = None,
 ) -> SegmentationModel:
     """Build the model that a checkpoint holds and load its weights, strictly.
 
@@ -98,7 +104,7 @@ def load_model(
         config: replaces the stored settings (say, another backbone folder or inference seed); shapes must agree.
 
     Raises:
-        CheckpointError: see `read_checkpoint`; or the weights do not fit the model, or another diffusion model is loaded.
+        CheckpointError: see `read_checkpoint`; or weights or diffusion model do not fit.
         BackboneError: the diffusion model cannot be loaded.
     """
     checkpoint = read_checkpoint(path)
@@ -138,7 +144,9 @@ def check_fingerprint(model: SegmentationModel, checkpoint: Checkpoint, *, where
     if stored is None:
         return
     here = fingerprint(model.extractor.backbone)
-    if len(stored) != len(here) or any(abs(a - b) > 2e-3 + 1e-2 * abs(a) for a, b in zip(stored, here, strict=False)):
+    if len(stored) != len(here) or any(
+        abs(a - b) > 2e-3 + 1e-2 * abs(a) for a, b in zip(stored, here, strict=False)
+    ):
         raise CheckpointError(
             f"it was trained on another diffusion model than {model.config.backbone.source!r} holds now",
             where=where,

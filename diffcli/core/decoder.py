@@ -30,7 +30,9 @@ class Bottleneck(nn.Module):
         self.norm2 = _norm(16, inner)
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.norm3 = _norm(16, out_channels)
-        self.shortcut = nn.Identity() if in_channels == out_channels else self._projection(in_channels, out_channels)
+        self.shortcut = (
+            nn.Identity() if in_channels == out_channels else self._projection(in_channels, out_channels)
+        )
 
     @staticmethod
     def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
@@ -43,7 +45,7 @@ class Bottleneck(nn.Module):
 
 
 class DirectAggregation(nn.Module):
-    """"direct" fusion of one stride: one bottleneck over all its channels."""
+    """ "direct" fusion of one stride: one bottleneck over all its channels."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class DirectAggregation(nn.Module):
 
 
 class WeightedAggregation(nn.Module):
-    """"vanilla" and "mixing" fusion of one stride: every (kept step, layer j) pair has a learned weight.
+    """ "vanilla" and "mixing" fusion of one stride: every (kept step, layer j) pair has a learned weight.
 
     A pair is the resnet and attention map of one layer at one step, concatenated; it is instance-normalised
     (vanilla) or projected by its layer's bottleneck (mixing), and the pairs are summed with one softmax over
@@ -82,12 +84,14 @@ class WeightedAggregation(nn.Module):
         self.mixing_weights = nn.Parameter(torch.ones(steps * self.layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.split([width for width in self.widths for _ in range(self.steps)], dim=1)
+        parts = torch.split(x, [width for width in self.widths for _ in range(self.steps)], dim=1)
         weights = self.mixing_weights.softmax(0)
         terms = []
         for step in range(self.steps):
             for j, transform in enumerate(self.transforms):
-                pair = torch.cat([parts[k * self.steps + step] for k in range(j, len(self.widths), self.layers)], dim=1)
+                pair = torch.cat(
+                    [parts[k * self.steps + step] for k in range(j, len(self.widths), self.layers)], dim=1
+                )
                 terms.append(weights[step * self.layers + j] * transform(pair))
         return torch.stack(terms).sum(0)
 
@@ -170,9 +174,13 @@ class FeaturePyramid(nn.Module):
         return [finest, fine, middle, coarse]
 
 
-def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+def _conv_bn_relu(
+    in_channels: int, out_channels: int, kernel: int, *, dilation: int = 1, groups: int = 1
+) -> nn.Sequential:
     padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    conv = nn.Conv2d(
+        in_channels, out_channels, kernel, padding=padding, dilation=dilation, groups=groups, bias=False
+    )
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
@@ -204,7 +212,9 @@ class DAFormerHead(nn.Module):
         embedded = []
         for linear, x in zip(self.embed, pyramid, strict=True):
             y = linear(x.movedim(1, -1)).movedim(-1, 1)
-            embedded.append(y if y.shape[-2:] == size else F.interpolate(y, size, mode="bilinear", align_corners=False))
+            embedded.append(
+                y if y.shape[-2:] == size else F.interpolate(y, size, mode="bilinear", align_corners=False)
+            )
         x = torch.cat(embedded, dim=1)
         x = self.bottleneck(torch.cat([branch(x) for branch in self.aspp], dim=1))
         logits: Tensor = self.classifier(self.dropout(x))
@@ -221,7 +231,9 @@ class SegmentationDecoder(nn.Module):
         classes: number of classes.
     """
 
-    def __init__(self, config: DecoderConfig, *, widths: Sequence[Sequence[int]], steps: int, classes: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, *, widths: Sequence[Sequence[int]], steps: int, classes: int
+    ) -> None:
         super().__init__()
         self.fusion = FeatureFusion(config, widths=widths, steps=steps)
         coarse_first = self.fusion.out_channels

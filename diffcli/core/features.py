@@ -6,7 +6,7 @@ Stages s = 0..3 are the U-Net's "up" blocks, at strides 64, 32, 16, 8 in Stable 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,18 @@ class FeatureLayer(NamedTuple):
     layer: int
 
 
-def feature_layers(unet: UNet2DConditionModel, *, stages: Sequence[int], kinds: FeatureKinds) -> list[FeatureLayer]:
+def feature_layers(
+    unet: UNet2DConditionModel, *, stages: Sequence[int], kinds: FeatureKinds
+) -> list[FeatureLayer]:
     """The layers that exist in this network, per stage the resnets first (the order of concatenation)."""
     layers = []
     for stage in stages:
         block = unet.up_blocks[stage]
         layers += [FeatureLayer("resnet", stage, j) for j in range(len(block.resnets))]
         if kinds == "all":
-            layers += [FeatureLayer("attention", stage, j) for j in range(len(getattr(block, "attentions", [])))]
+            layers += [
+                FeatureLayer("attention", stage, j) for j in range(len(getattr(block, "attentions", [])))
+            ]
     return layers
 
 
@@ -46,14 +50,14 @@ def _tapped_module(unet: UNet2DConditionModel, layer: FeatureLayer) -> nn.Module
     """Second convolution of the residual layer (before the skip), or the first transformer block."""
     block = unet.up_blocks[layer.stage]
     if layer.kind == "resnet":
-        return block.resnets[layer.layer].conv2  # type: ignore[no-any-return]
-    return block.attentions[layer.layer].transformer_blocks[0]  # type: ignore[no-any-return]
+        return cast(nn.Module, block.resnets[layer.layer].conv2)
+    return cast(nn.Module, block.attentions[layer.layer].transformer_blocks[0])
 
 
 def layer_channels(unet: UNet2DConditionModel, layer: FeatureLayer) -> int:
     """Channels of one tapped map."""
-    module = _tapped_module(unet, layer)
-    return int(module.out_channels if layer.kind == "resnet" else module.norm1.normalized_shape[0])  # type: ignore[union-attr,arg-type,index]
+    module: Any = _tapped_module(unet, layer)
+    return int(module.out_channels if layer.kind == "resnet" else module.norm1.normalized_shape[0])
 
 
 @dataclass
@@ -68,7 +72,9 @@ class FeatureTaps:
     def __enter__(self) -> Self:
         for layer in self.layers:
 
-            def record(_module: nn.Module, _inputs: object, output: Tensor, layer: FeatureLayer = layer) -> None:
+            def record(
+                _module: nn.Module, _inputs: object, output: Tensor, layer: FeatureLayer = layer
+            ) -> None:
                 self.maps[layer] = output if layer.kind == "resnet" else self._as_map(output, layer)
 
             self._handles.append(_tapped_module(self.unet, layer).register_forward_hook(record))
@@ -83,7 +89,7 @@ class FeatureTaps:
     def _as_map(self, tokens: Tensor, layer: FeatureLayer) -> Tensor:
         """R,(H W),C tokens as an R,C,H,W map; the resnet of the same layer ran just before at the same size."""
         height, width = self.maps[FeatureLayer("resnet", layer.stage, layer.layer)].shape[-2:]
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
 
 
 class DiffusionFeatureExtractor:
@@ -133,7 +139,9 @@ class DiffusionFeatureExtractor:
         return [layer_channels(self.backbone.unet, layer) for layer in self.layers if layer.stage == stage]
 
     @torch.no_grad()
-    def extract(self, images: Tensor, *, noise: Noise, references: Sequence[Tensor | None] | None = None) -> list[Tensor]:
+    def extract(
+        self, images: Tensor, *, noise: Noise, references: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
         """Features of B,3,H,W float32 images in [-1,1], H and W multiples of `backbone.multiple`.
 
         Args:
@@ -150,7 +158,9 @@ class DiffusionFeatureExtractor:
             return [self._shrink(latent, stage) for stage in self.stages]
         config, size = self.config, (latent.shape[-2], latent.shape[-1])
         groups = [
-            prompt_groups(reference, prompt=config.prompt, class_prompts=config.class_prompts, latent_size=size)
+            prompt_groups(
+                reference, prompt=config.prompt, class_prompts=config.class_prompts, latent_size=size
+            )
             for reference in references or [None] * len(images)
         ]
         features: dict[int, Tensor] = {}
@@ -172,7 +182,9 @@ class DiffusionFeatureExtractor:
         draws = torch.cat([noise(image, shape) for image in range(len(images))])
         return posterior.mean + posterior.std * draws.to(posterior.mean.device)
 
-    def _save(self, features: dict[int, Tensor], step: InversionStep, taps: FeatureTaps, *, batch: int) -> None:
+    def _save(
+        self, features: dict[int, Tensor], step: InversionStep, taps: FeatureTaps, *, batch: int
+    ) -> None:
         """Write one step's maps into their place in the preallocated stacks (concatenating would copy them again)."""
         position = self.schedule.save_steps.index(step.index)
         count = len(self.schedule.save_steps)

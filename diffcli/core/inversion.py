@@ -3,6 +3,7 @@
 Shapes: B images, G prompt groups of one image, R rows of one U-Net batch, h,w the latent grid.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -28,7 +29,7 @@ class InversionSchedule:
 
     @classmethod
     def from_config(cls, config: CustomSchedule) -> "InversionSchedule":
-        """The first step starts at 0 (one-step mode: stays at its timestep), and each goes to the next configured one."""
+        """The first step starts at 0 (one-step mode: at its timestep); each goes to the next configured one."""
         targets = tuple(sorted(config.timesteps))
         starts = targets if config.one_step else (0, *targets[:-1])
         return cls(starts, targets, config.save_steps, config.one_step)
@@ -50,7 +51,7 @@ class StepCoefficients:
     @property
     def direction(self) -> float:
         """Coefficient of eps in the next latent; the floor is really reached (method section 1.1)."""
-        return float(max(1 - self.alpha_next - self.sigma**2, 1e-10) ** 0.5)
+        return math.sqrt(max(1 - self.alpha_next - self.sigma**2, 1e-10))
 
 
 def step_coefficients(
@@ -60,13 +61,13 @@ def step_coefficients(
     alpha, alpha_next = float(alphas_cumprod[timestep]), float(alphas_cumprod[next_timestep])
     stochastic = s_tmin < timestep < s_tmax
     variance = (1 - alpha_next / alpha) * (1 - alpha_next) / (1 - alpha)
-    return StepCoefficients(alpha, alpha_next, eta * max(variance, 0.0) ** 0.5 if stochastic else 0.0)
+    return StepCoefficients(alpha, alpha_next, eta * math.sqrt(variance) if stochastic else 0.0)
 
 
 def ddim_inversion_step(latent: Tensor, eps: Tensor, noise: Tensor, step: StepCoefficients) -> Tensor:
     """z_t' = sqrt(a') x0hat + sigma n + sqrt(max(1 - a' - sigma^2, 1e-10)) eps, all float32 (method section 1.1)."""
-    x0_hat = (latent - (1 - step.alpha) ** 0.5 * eps) / step.alpha**0.5
-    return step.alpha_next**0.5 * x0_hat + step.sigma * noise + step.direction * eps
+    x0_hat = (latent - math.sqrt(1 - step.alpha) * eps) / math.sqrt(step.alpha)
+    return math.sqrt(step.alpha_next) * x0_hat + step.sigma * noise + step.direction * eps
 
 
 @dataclass(frozen=True)
@@ -214,5 +215,7 @@ def guide(eps: Tensor, prompts: Sequence[str], wanted: Sequence[str], *, guidanc
 def add_noise(latent: Tensor, timestep: int, *, alphas_cumprod: Tensor, noise: Noise) -> Tensor:
     """One-step mode: z_t = sqrt(a) z_0 + sqrt(1 - a) n, one draw an image shared by its prompt groups."""
     alpha = float(alphas_cumprod[timestep])
-    draws = torch.cat([noise(image, (1, *latent.shape[1:])) for image in range(len(latent))]).to(latent.device)
-    return alpha**0.5 * latent + (1 - alpha) ** 0.5 * draws
+    draws = torch.cat([noise(image, (1, *latent.shape[1:])) for image in range(len(latent))]).to(
+        latent.device
+    )
+    return math.sqrt(alpha) * latent + math.sqrt(1 - alpha) * draws

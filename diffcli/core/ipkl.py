@@ -1,4 +1,4 @@
-"""IPKL: the conditional branch, which sees the labels, and the unconditional one learn from each other (method section 2)."""
+"""IPKL: the conditional branch, which sees the labels, and the unconditional one teach each other (method 2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ from diffcli.core.inversion import seeded_noise
 from diffcli.domains import IGNORE_ID
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, *, average: Literal["all", "labelled"] = "all") -> Tensor:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, *, average: Literal["all", "labelled"] = "all"
+) -> Tensor:
     """Cross-entropy of B,C,h,w logits, resized bilinearly to B,H,W labels; 255 counts zero (method section 2).
 
     "all" divides by all pixels, as the published code does; "labelled" by the labelled ones (0 where there are none).
@@ -132,7 +134,9 @@ class PairedDecoder(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, conditional: list[Tensor] | None, unconditional: list[Tensor]) -> tuple[Tensor | None, Tensor]:
+    def forward(
+        self, conditional: list[Tensor] | None, unconditional: list[Tensor]
+    ) -> tuple[Tensor | None, Tensor]:
         """Logits of the conditional branch (None without it) and of the unconditional one."""
         labelled = None if conditional is None else self.decoder(conditional)
         return labelled, self.decoder(unconditional)

@@ -57,7 +57,11 @@ class SegmentationModel:
 
     @torch.no_grad()
     def logits(
-        self, images: Tensor, *, identities: Sequence[str] | None = None, references: Sequence[Tensor | None] | None = None
+        self,
+        images: Tensor,
+        *,
+        identities: Sequence[str] | None = None,
+        references: Sequence[Tensor | None] | None = None,
     ) -> Tensor:
         """B,3,H,W float32 images in [-1,1], any H and W, to B,classes,H,W float32 logits.
 
@@ -89,7 +93,11 @@ class SegmentationModel:
 
 
 def build_model(
-    config: ModelConfig, *, device: str | torch.device = "cpu", precision: Precision = "float32", seed: int = 0
+    config: ModelConfig,
+    *,
+    device: str | torch.device = "cpu",
+    precision: Precision = "float32",
+    seed: int = 0,
 ) -> SegmentationModel:
     """Load the frozen diffusion model and initialise a fresh decoder on top of it.
 
@@ -146,12 +154,17 @@ def segment(
     names = list(identities) if identities is not None else [content_identity(image) for image in images]
 
     def once(references: Sequence[Tensor | None] | None) -> Tensor:
-        passes = [(scale, mirrored) for scale in config.scales for mirrored in ((False, True) if config.flip else (False,))]
+        passes = [
+            (scale, mirrored)
+            for scale in config.scales
+            for mirrored in ((False, True) if config.flip else (False,))
+        ]
         run = _windowed(model, config) if config.mode == "slide" else _whole(model)
         if passes == [(1.0, False)]:
             return run(images, names, references)
         total = sum(
-            _varied(run, images, names, references, scale=scale, mirrored=mirrored).softmax(1) for scale, mirrored in passes
+            _varied(run, images, names, references, scale=scale, mirrored=mirrored).softmax(1)
+            for scale, mirrored in passes
         )
         assert isinstance(total, Tensor)
         return total / len(passes)

@@ -20,7 +20,9 @@ def learning_rate_factor(
     return decay * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
 
 
-def parameter_groups(decoder: SegmentationDecoder, *, learning_rate: float, head_multiplier: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    decoder: SegmentationDecoder, *, learning_rate: float, head_multiplier: float
+) -> list[dict[str, Any]]:
     """Fusion and pyramid at the base rate, the head at a multiple; `base_lr` keeps the rate that the schedule scales.
 
     Built from modules, never from names: a multiplier that matches nothing would go unnoticed.
