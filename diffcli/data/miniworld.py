@@ -5,19 +5,22 @@ number drawn from a range, the ranges are data (`DOMAIN_RANGES`, `PRETRAINING_RA
 overlap those of no domain, so that a diffusion model pretrained on `render_random` has seen none of the domains.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from cv2.typing import MatLike
 from numpy.typing import NDArray
 
-from diffcli.data.street import SUPERSAMPLING, WARM_GLOW, Scene, draw_scene
+from diffcli.data.scene import SUPERSAMPLING, VEGETATION, WARM_GLOW, Colour, Scene
+from diffcli.data.street import draw_scene
 
 Image = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Interval = tuple[float, float]
 
 DOMAINS: tuple[str, ...] = ("clean", "night", "fog", "rain", "snow", "photo")
@@ -63,14 +66,15 @@ DOMAIN_RANGES: Mapping[str, Mapping[str, Interval]] = {
         "noise": (0.0, 0.003), "blur": (0.0, 0.2),
     },
     "night": {
-        **_ABSENT, "light": (0.18, 0.24), "warmth": (-0.34, -0.25), "saturation": (0.55, 0.68), "contrast": (0.84, 0.92),
-        "sun": (0.0, 0.05), "clouds": (0.45, 0.55), "haze_level": (0.45, 0.52), "lamps": (0.85, 1.15),
-        "texture": (0.08, 0.10), "noise": (0.020, 0.028), "blur": (0.45, 0.6), "vignette": (0.06, 0.09),
+        **_ABSENT, "light": (0.18, 0.24), "warmth": (-0.34, -0.25), "saturation": (0.55, 0.68),
+        "contrast": (0.84, 0.92), "sun": (0.0, 0.05), "clouds": (0.45, 0.55), "haze_level": (0.45, 0.52),
+        "lamps": (0.85, 1.15), "texture": (0.08, 0.10), "noise": (0.020, 0.028), "blur": (0.45, 0.6),
+        "vignette": (0.06, 0.09),
     },
     "fog": {
-        **_ABSENT, "light": (0.88, 0.95), "warmth": (-0.05, -0.02), "saturation": (0.55, 0.68), "contrast": (0.97, 1.03),
-        "sun": (0.0, 0.05), "clouds": (0.9, 1.0), "haze": (0.032, 0.055), "haze_level": (0.7, 0.8),
-        "texture": (0.02, 0.05), "noise": (0.006, 0.010), "blur": (0.45, 0.6),
+        **_ABSENT, "light": (0.88, 0.95), "warmth": (-0.05, -0.02), "saturation": (0.55, 0.68),
+        "contrast": (0.97, 1.03), "sun": (0.0, 0.05), "clouds": (0.9, 1.0), "haze": (0.032, 0.055),
+        "haze_level": (0.7, 0.8), "texture": (0.02, 0.05), "noise": (0.006, 0.010), "blur": (0.45, 0.6),
     },
     "rain": {
         **_ABSENT, "light": (0.54, 0.62), "warmth": (-0.12, -0.09), "saturation": (0.68, 0.8), "contrast": (0.84, 0.92),
@@ -80,8 +84,9 @@ DOMAIN_RANGES: Mapping[str, Mapping[str, Interval]] = {
     },
     "snow": {
         **_ABSENT, "light": (0.88, 0.95), "warmth": (-0.09, -0.05), "saturation": (0.68, 0.8), "contrast": (0.84, 0.92),
-        "sun": (0.0, 0.05), "clouds": (0.9, 1.0), "haze": (0.008, 0.011), "haze_level": (0.94, 1.0), "cover": (0.55, 0.75),
-        "flakes": (0.55, 0.85), "texture": (0.08, 0.10), "noise": (0.006, 0.010), "blur": (0.0, 0.2),
+        "sun": (0.0, 0.05), "clouds": (0.9, 1.0), "haze": (0.008, 0.011), "haze_level": (0.94, 1.0),
+        "cover": (0.55, 0.75), "flakes": (0.55, 0.85), "texture": (0.08, 0.10), "noise": (0.006, 0.010),
+        "blur": (0.0, 0.2),
     },
     "photo": {
         **_ABSENT, "light": (0.78, 0.86), "warmth": (0.09, 0.14), "tint": (0.025, 0.045), "saturation": (0.68, 0.8),
@@ -113,12 +118,15 @@ PRETRAINING_RANGES: Mapping[str, tuple[Interval, ...]] = {
     "blur": ((0.23, 0.42), (0.9, 1.1)),
     "vignette": ((0.045, 0.055), (0.11, 0.24), (0.4, 0.48)),
 }
-"""Per parameter the intervals of the pretraining pictures, one of which is chosen first; all lie outside every domain's."""
+"""Per parameter the intervals of the pretraining pictures, one of which is chosen first; all lie outside every
+domain's."""
 
 
 def random_appearance(rng: np.random.Generator) -> Appearance:
     """Draw an appearance for pretraining from `PRETRAINING_RANGES`."""
-    chosen = {name: intervals[int(rng.integers(len(intervals)))] for name, intervals in PRETRAINING_RANGES.items()}
+    chosen = {
+        name: intervals[int(rng.integers(len(intervals)))] for name, intervals in PRETRAINING_RANGES.items()
+    }
     return Appearance(**{name: float(rng.uniform(*chosen[name])) for name in PARAMETERS})
 
 
@@ -130,8 +138,9 @@ def domain_appearance(domain: str, rng: np.random.Generator) -> Appearance:
 def render(seed: int, index: int, domain: str, *, size: tuple[int, int] = (128, 256)) -> tuple[Image, Image]:
     """Render scene `index` of the world `seed` as it looks in `domain`.
 
-    Returns the image (H, W, 3, RGB) and its label (H, W, train ids 0..18, 255 = ignore). The label depends on seed, index
-    and size only. `size` is (height, width), multiples of 64. Raises ValueError for an unknown domain or another size.
+    Returns the image (H, W, 3, RGB) and its label (H, W, train ids 0..18, 255 = ignore). The label depends on
+    seed, index and size only. `size` is (height, width), multiples of 64. Raises ValueError
+    for an unknown domain or another size.
     """
     if domain not in DOMAINS:
         raise ValueError(f"unknown domain {domain!r}; the miniature world has {', '.join(DOMAINS)}")
@@ -139,8 +148,10 @@ def render(seed: int, index: int, domain: str, *, size: tuple[int, int] = (128, 
     return _render(seed, index, domain_appearance(domain, rng), rng, size)
 
 
-def render_random(seed: int, index: int, *, size: tuple[int, int] = (128, 256)) -> tuple[Image, Image, Appearance]:
-    """Render scene `index` with a pretraining appearance; returns image and label as `render` does, and the appearance."""
+def render_random(
+    seed: int, index: int, *, size: tuple[int, int] = (128, 256)
+) -> tuple[Image, Image, Appearance]:
+    """Render scene `index` with a pretraining appearance: image and label as from `render`, and the appearance."""
     rng = np.random.default_rng([seed, index, 0])
     appearance = random_appearance(rng)
     return *_render(seed, index, appearance, rng, size), appearance
@@ -175,14 +186,16 @@ def write_cityscapes(
             progress(number + 1)
 
 
-def _write_png(path: Path, pixels: NDArray[np.generic]) -> None:
+def _write_png(path: Path, pixels: MatLike) -> None:
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
         raise OSError(f"could not encode {path}")
     path.write_bytes(data.tobytes())
 
 
-def _render(seed: int, index: int, appearance: Appearance, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Image, Image]:
+def _render(
+    seed: int, index: int, appearance: Appearance, rng: np.random.Generator, size: tuple[int, int]
+) -> tuple[Image, Image]:
     if size[0] % 64 or size[1] % 64 or min(size) <= 0:
         raise ValueError(f"height and width must be multiples of 64, not {size}")
     # Streams of (seed, index) alone and of (seed, index, domain) never coincide: their lengths differ.
@@ -196,7 +209,9 @@ def _render(seed: int, index: int, appearance: Appearance, rng: np.random.Genera
 class _Picture:
     """One scene on its way to a picture: fields on the pixel grid, and the steps that light and weather take."""
 
-    def __init__(self, scene: Scene, ids: NDArray[np.uint16], appearance: Appearance, rng: np.random.Generator) -> None:
+    def __init__(
+        self, scene: Scene, ids: NDArray[np.uint16], appearance: Appearance, rng: np.random.Generator
+    ) -> None:
         self.scene, self.ids, self.look, self.rng = scene, ids, appearance, rng
         self.size = (ids.shape[0], ids.shape[1])
         self.scale = ids.shape[0] / 128
@@ -223,26 +238,33 @@ class _Picture:
         picture = self._fall(picture)
         return self._camera(picture)
 
+    def _shrink(self, fine: Floats) -> Floats:
+        """Average a field of the supersampled grid over each pixel of the picture."""
+        return np.asarray(cv2.resize(fine, self.size[::-1], interpolation=cv2.INTER_AREA), dtype=np.float32)
+
     def _daylight(self) -> Floats:
         look = self.look
-        cast = np.array([1 + look.warmth * 0.6 - look.tint, 1 + look.tint, 1 - look.warmth - look.tint], dtype=np.float32)
+        cast = np.array(
+            [1 + look.warmth * 0.6 - look.tint, 1 + look.tint, 1 - look.warmth - look.tint], dtype=np.float32
+        )
         return look.light * cast
 
     def _paint(self, daylight: Floats) -> Floats:
         """Colours of the parts under daylight, with their facing and shadow, averaged over the supersampled grid."""
         look = self.look
-        colours = _recolour(np.array([part.colour for part in self.scene.parts], dtype=np.float32) / 255, look)
+        colours = _recolour([part.colour for part in self.scene.parts], look)
         if look.cover > 0.02:
             lying = np.where(self.facing == 2, 1.0, 0.0) * min(1.0, look.cover * 1.15)
-            leafy = np.array([part.label == 8 for part in self.scene.parts]) * look.cover * 0.45
+            leafy = np.array([part.label == VEGETATION for part in self.scene.parts]) * look.cover * 0.45
             share = np.maximum(lying, leafy)[:, None].astype(np.float32)
             colours = colours * (1 - share) + np.float32(0.92) * share
         towards = self.rng.choice([-1, 1])
-        shade = np.select([self.facing == 2, self.facing == towards, self.facing == -towards], [0.15, 0.25, -0.55], -0.12)
+        shade = np.select(
+            [self.facing == 2, self.facing == towards, self.facing == -towards], [0.15, 0.25, -0.55], -0.12
+        )
         shade = 1 + look.sun * np.where(self.shadow, -0.85, shade) - np.where(self.shadow, 0.35, 0.0)
-        colours = colours * shade[:, None].astype(np.float32) * daylight
-        fine = colours.astype(np.float32)[self.scene.ids]
-        return cv2.resize(fine, self.size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+        fine = (colours * shade[:, None].astype(np.float32) * daylight)[self.scene.ids]
+        return self._shrink(fine)
 
     def _texture(self, picture: Floats) -> Floats:
         """Multiply surface texture in: on the ground in perspective, elsewhere on the pixel grid."""
@@ -257,22 +279,25 @@ class _Picture:
         texture = np.where(self.flat, ground * near, wall) * self.roughness * self.look.texture
         if self.look.cover > 0.02:  # lying snow is patchy
             texture = texture + np.where(self.flat, np.minimum(ground, 0) * near * 0.14 * self.look.cover, 0)
-        return picture * (1 + texture.clip(-0.8, 0.8))[..., None]
+        result: Floats = picture * (1 + texture.clip(-0.8, 0.8))[..., None]
+        return result
 
     def _sky(self, picture: Floats, daylight: Floats) -> Floats:
         """Gradient from zenith to horizon with clouds, in place of the sky's flat colour."""
-        look, (height, width) = self.look, self.size
-        blue = _recolour(np.array([[0.36, 0.58, 0.92], [0.72, 0.84, 0.97], [0.86, 0.87, 0.89], [0.6, 0.62, 0.66]], dtype=np.float32), look)
+        look, height = self.look, self.size[0]
+        blue = _recolour([(92, 148, 235), (184, 214, 247), (219, 222, 227), (153, 158, 168)], look)
         rise = np.clip(np.linspace(0, 2.2, height, dtype=np.float32), 0, 1)[:, None, None]
         clear = blue[0] * (1 - rise) + blue[1] * rise
-        field = cv2.resize(self.rng.standard_normal((5, 7)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        field += 0.5 * cv2.resize(self.rng.standard_normal((12, 14)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-        mask = np.clip((field + 3.4 * look.clouds - 2.0) * 1.2, 0, 1)[..., None]
+        billows = _smooth_noise(self.rng, (5, 7), self.size) + 0.5 * _smooth_noise(
+            self.rng, (12, 14), self.size
+        )
+        mask = np.clip((billows + 3.4 * look.clouds - 2.0) * 1.2, 0, 1)[..., None]
         grey = blue[2] * (1 - 0.25 * mask) + blue[3] * 0.25 * mask
         sky = (clear * (1 - mask) + grey * mask) * daylight
-        share = cv2.resize((self.scene.ids == 0).astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)[..., None]
-        flat = _recolour(np.array([self.scene.parts[0].colour], dtype=np.float32) / 255, look)[0] * daylight * (1 - 0.12 * look.sun)
-        return picture + share * (sky - flat)
+        share = self._shrink((self.scene.ids == 0).astype(np.float32))[..., None]
+        flat = _recolour([self.scene.parts[0].colour], look)[0] * daylight * (1 - 0.12 * look.sun)
+        result: Floats = picture + share * (sky - flat)
+        return result
 
     def _lamps(self, picture: Floats) -> Floats:
         """Light the near ground by our own headlights, and add glowing parts with their halo."""
@@ -280,10 +305,15 @@ class _Picture:
         if strength < 0.06:
             return picture
         reach = np.exp(-self.depth / 22) * np.exp(-((self.across * 1.3) ** 2)) * (~self.sky)
-        lit = picture * (1 + (strength * 2.6 * reach)[..., None] * np.array([1.0, 0.93, 0.78], dtype=np.float32) * (1.15 - self.look.light))
+        lit = picture * (
+            1
+            + (strength * 2.6 * reach)[..., None]
+            * np.array([1.0, 0.93, 0.78], dtype=np.float32)
+            * (1.15 - self.look.light)
+        )
         glow = np.array([part.glow for part in self.scene.parts], dtype=np.float32) / 255
-        source = cv2.resize(glow[self.scene.ids], self.size[::-1], interpolation=cv2.INTER_AREA)
-        halo = cv2.GaussianBlur(source, (0, 0), 1.2 * self.scale) + 1.6 * cv2.GaussianBlur(source, (0, 0), 5 * self.scale)
+        source = self._shrink(glow[self.scene.ids])
+        halo = _blur(source, 1.2 * self.scale) + 1.6 * _blur(source, 5 * self.scale)
         # street lamps fill the whole street with a little of their own colour
         fill = np.array(WARM_GLOW, dtype=np.float32) / 255 * np.exp(-self.depth / 60)[..., None] * 0.5
         base = picture / max(self.look.light, 1e-3)
@@ -298,16 +328,18 @@ class _Picture:
         height = self.size[0]
         horizon = int(height * self.scene.camera.horizon)
         rows = np.clip(2 * horizon - np.arange(height), 0, height - 1)
-        mirror = cv2.GaussianBlur(picture[rows], (0, 0), sigmaX=1.5 * self.scale, sigmaY=6 * self.scale)
+        mirror = _blur(picture[rows], 1.5 * self.scale, 6 * self.scale)
         share = np.where(self.flat, self.look.wet, 0).astype(np.float32)
-        share = cv2.GaussianBlur(share, (0, 0), 0.7 * self.scale)[..., None]
+        share = _blur(share, 0.7 * self.scale)[..., None]
         return picture * (1 - 0.35 * share) * (1 - share) + mirror * share
 
     def _air(self, picture: Floats, daylight: Floats) -> Floats:
         """Mix the haze's colour in with distance."""
         distance = np.where(self.sky, 160, self.depth).astype(np.float32)
         clear = np.exp(-self.look.haze * distance)[..., None]
-        grey = np.float32(self.look.haze_level * 0.92) * daylight * np.array([0.98, 1.0, 1.02], dtype=np.float32)
+        grey = (
+            np.float32(self.look.haze_level * 0.92) * daylight * np.array([0.98, 1.0, 1.02], dtype=np.float32)
+        )
         result: Floats = picture * clear + grey * (1 - clear)
         return result
 
@@ -318,26 +350,50 @@ class _Picture:
         if look.streaks > 0.015:
             slant = self.rng.normal(0, 0.15)
             for _ in range(int(look.streaks * 260)):
-                x, y, length = self.rng.uniform(0, width), self.rng.uniform(-10, height), self.rng.uniform(5, 16) * self.scale
+                x, y, length = (
+                    self.rng.uniform(0, width),
+                    self.rng.uniform(-10, height),
+                    self.rng.uniform(5, 16) * self.scale,
+                )
                 ends = np.round(np.array([x, y, x + slant * length, y + length]) * 8).astype(int).tolist()
-                cv2.line(layer, (ends[0], ends[1]), (ends[2], ends[3]), self.rng.uniform(0.12, 0.4), 1, cv2.LINE_8, 3)
-            layer = cv2.GaussianBlur(layer, (0, 0), 0.45 * self.scale)
+                cv2.line(
+                    layer,
+                    (ends[0], ends[1]),
+                    (ends[2], ends[3]),
+                    self.rng.uniform(0.12, 0.4),
+                    1,
+                    cv2.LINE_8,
+                    3,
+                )
+            layer = _blur(layer, 0.45 * self.scale)
         if look.flakes > 0.015:
             snow = np.zeros(self.size, dtype=np.float32)
             for _ in range(int(look.flakes * 300)):
                 x, y = self.rng.uniform(0, width), self.rng.uniform(0, height)
                 radius = self.rng.uniform(0.35, 1.5) ** 1.5 * self.scale
-                cv2.circle(snow, (int(x * 8), int(y * 8)), int(radius * 8), self.rng.uniform(0.4, 1.0), -1, cv2.LINE_8, 3)
-            layer = np.maximum(layer, cv2.GaussianBlur(snow, (0, 0), 0.5 * self.scale))
+                cv2.circle(
+                    snow,
+                    (int(x * 8), int(y * 8)),
+                    int(radius * 8),
+                    self.rng.uniform(0.4, 1.0),
+                    -1,
+                    cv2.LINE_8,
+                    3,
+                )
+            layer = np.maximum(layer, _blur(snow, 0.5 * self.scale))
         share = np.minimum(layer, 0.92)[..., None]
-        return picture * (1 - share) + (0.25 + 0.7 * min(look.light, 1.0)) * share
+        result: Floats = picture * (1 - share) + (0.25 + 0.7 * min(look.light, 1.0)) * share
+        return result
 
     def _camera(self, picture: Floats) -> Image:
         """Blur, vignette, tone curve, sensor noise, 8 bits."""
         (height, width), look = self.size, self.look
         if look.blur * self.scale > 0.15:
-            picture = cv2.GaussianBlur(picture, (0, 0), look.blur * self.scale).astype(np.float32)
-        rows, columns = np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32)
+            picture = _blur(picture, look.blur * self.scale)
+        rows, columns = (
+            np.linspace(-1, 1, height, dtype=np.float32),
+            np.linspace(-1, 1, width, dtype=np.float32),
+        )
         corner = 1 - look.vignette * (rows[:, None] ** 2 + columns[None, :] ** 2) / 2
         picture = np.clip(picture * corner[..., None], 0, 1) ** np.float32(look.contrast)
         sensor = self.rng.standard_normal((height, width, 3), dtype=np.float32)
@@ -346,15 +402,28 @@ class _Picture:
         return np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _recolour(colours: Floats, look: Appearance) -> Floats:
-    """Rotate hue and scale saturation of RGB colours (N, 3) in 0..1 about their grey."""
+def _blur(picture: Floats, sigma: float, sigma_down: float = 0.0) -> Floats:
+    """Gaussian blur, the same in both directions unless `sigma_down` is given."""
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigmaX=sigma, sigmaY=sigma_down), dtype=np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, cells: tuple[int, int], size: tuple[int, int]) -> Floats:
+    """Normal noise on a coarse grid, interpolated to `size` (height, width)."""
+    coarse = rng.standard_normal(cells).astype(np.float32)
+    return np.asarray(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+
+
+def _recolour(paints: Sequence[Colour], look: Appearance) -> Floats:
+    """RGB paints in 0..255 to colours (N, 3) in 0..1, hue rotated and saturation scaled about their grey."""
+    colours = np.array(paints, dtype=np.float32) / 255
     angle = np.deg2rad(look.hue)
-    cosine, sine = float(np.cos(angle)), float(np.sin(angle)) / np.sqrt(3)
+    cosine, sine = float(np.cos(angle)), float(np.sin(angle) / np.sqrt(3))
     # Rodrigues' rotation about the grey axis
     rotation = cosine * np.eye(3) + (1 - cosine) / 3 + sine * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
     grey = colours.mean(axis=1, keepdims=True)
     turned = (colours - grey) @ rotation.T.astype(np.float32)
-    return np.clip(grey + look.saturation * turned, 0, 1).astype(np.float32)
+    result: Floats = np.clip(grey + look.saturation * turned, 0, 1).astype(np.float32)
+    return result
 
 
 @cache
@@ -368,4 +437,5 @@ def _tile(seed: int) -> Floats:
         factor = 256 // cells
         octave = cv2.resize(around, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
         tile += weight * octave[factor:-factor, factor:-factor]
-    return (tile - tile.mean()) / tile.std()
+    result: Floats = (tile - tile.mean()) / tile.std()
+    return result

@@ -1,191 +1,43 @@
-"""Geometry of the miniature street scenes: what stands where, and nothing about how it looks in a domain.
+"""Geometry of the miniature street scenes: the street itself and what lines it, the same in every domain."""
 
-A scene is drawn once, back to front, as a map of *part ids*. A part is one surface (a wall, a window, a wheel)
-with its class, its own colour and the plane it lies in; `diffcli.data.miniworld` turns the parts into a picture
-for a domain. Labels and pictures of all domains therefore agree in every pixel by construction.
+from itertools import pairwise
 
-World coordinates are metres: x to the right, y up, z forward; the camera stands at (0, height, 0).
-"""
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY = range(11)
-PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = range(11, 19)
-IGNORE = 255
-
-SUPERSAMPLING = 2
-"""Parts are drawn at twice the picture's size, so that edges in the picture are smooth."""
-
-FAR = 110.0
-"""Distance in metres at which the street ends."""
-
-Colour = tuple[int, int, int]
-Points = Sequence[tuple[float, float, float]]
-Outline = Sequence[tuple[float, float]]
-
-BLACK: Colour = (22, 22, 26)
-GLASS: Colour = (58, 78, 98)
-STEEL: Colour = (118, 120, 124)
-SKIN: Colour = (205, 160, 130)
-WARM_GLOW: Colour = (255, 205, 130)
-
-FACADES: tuple[Colour, ...] = (
-    (176, 112, 88), (198, 178, 142), (150, 146, 142), (208, 196, 176), (136, 96, 82), (166, 156, 128), (186, 148, 120),
-    (122, 124, 134),
-)  # fmt: skip
-PAINTS: tuple[Colour, ...] = (
-    (188, 30, 34), (32, 64, 160), (226, 226, 228), (38, 38, 44), (146, 150, 156), (30, 100, 74), (220, 170, 40), (96, 40, 90),
-)  # fmt: skip
-CLOTHES: tuple[Colour, ...] = (
-    (46, 52, 88), (150, 46, 52), (80, 108, 72), (202, 190, 170), (44, 44, 48), (206, 132, 54), (94, 130, 176),
-)  # fmt: skip
-SIGN_FACES: tuple[Colour, ...] = ((206, 32, 36), (26, 82, 176), (240, 202, 40), (236, 236, 236))
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera; `focal` and `centre` in image widths, `horizon` in image heights, `height` in metres."""
-
-    focal: float
-    horizon: float
-    centre: float
-    height: float
-
-    def project(self, points: Points, size: tuple[int, int]) -> NDArray[np.float64]:
-        """World points (N, 3) to pixel coordinates (N, 2) of an image of `size` (height, width)."""
-        x, y, z = np.asarray(points, dtype=np.float64).T
-        height, width = size
-        scale = width * self.focal / z
-        return np.stack([width * self.centre + scale * x, height * self.horizon + scale * (self.height - y)], axis=1)
-
-    def rays(self, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Slopes x/z (1, W) and -y/z (H, 1) of the ray through each pixel: inverse depth of a plane is linear in them."""
-        height, width = size
-        across = (np.arange(width, dtype=np.float32) + 0.5 - width * self.centre) / (width * self.focal)
-        down = (np.arange(height, dtype=np.float32) + 0.5 - height * self.horizon) / (width * self.focal)
-        return across[None, :], down[:, None]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One surface: class, own colour, plane and the few facts that light and weather need.
-
-    `plane` (a, b, c) gives the inverse depth 1/z = a + b x/z + c (-y/z). `facing` is -1 or 1 for surfaces that
-    look to the left or right, 0 for those that face the camera, 2 for those that look up.
-    """
-
-    label: int
-    colour: Colour
-    plane: tuple[float, float, float] = (1 / FAR, 0.0, 0.0)
-    facing: int = 0
-    roughness: float = 1.0
-    glow: Colour = (0, 0, 0)
-    shadow: bool = False
-
-
-@dataclass
-class Scene:
-    """A drawn street: the map of part ids at `SUPERSAMPLING` times the picture's size, and the parts."""
-
-    camera: Camera
-    ids: NDArray[np.uint16]
-    parts: list[Part] = field(default_factory=list)
-
-    def add(self, part: Part) -> int:
-        self.parts.append(part)
-        return len(self.parts) - 1
-
-    def fill(self, polygons: Sequence[Points], part: Part) -> None:
-        """Draw world polygons of one part over what is there."""
-        index = self.add(part)
-        size = (self.ids.shape[0], self.ids.shape[1])
-        corners = [np.round(self.camera.project(polygon, size) * 8).astype(np.int32) for polygon in polygons]
-        for corner in corners:
-            cv2.fillPoly(self.ids, [corner], index, shift=3)
-
-    def upright(self, x: float, z: float, outlines: Sequence[Outline], label: int, colour: Colour, **facts: object) -> None:
-        """Draw flat outlines (metres right of and above the foot point) that face the camera at (x, 0, z)."""
-        polygons = [[(x + right, up, z) for right, up in outline] for outline in outlines]
-        self.fill(polygons, Part(label, colour, (1 / z, 0.0, 0.0), **facts))  # type: ignore[arg-type]
-
-    def side(self, x: float, quads: Sequence[tuple[float, float, float, float]], label: int, colour: Colour, **facts: object) -> None:
-        """Draw rectangles (z near, z far, y low, y high) in the plane at `x` that runs along the street."""
-        if abs(x) < 0.05:
-            return
-        polygons = [[(x, low, near), (x, low, far), (x, high, far), (x, high, near)] for near, far, low, high in quads]
-        facing = -1 if x > 0 else 1
-        self.fill(polygons, Part(label, colour, (0.0, 1 / x, 0.0), facing=facing, **facts))  # type: ignore[arg-type]
-
-    def level(self, y: float, outlines: Sequence[Outline], label: int, colour: Colour, **facts: object) -> None:
-        """Draw outlines (x, z) in the horizontal plane at height `y` below the camera."""
-        polygons = [[(x, y, z) for x, z in outline] for outline in outlines]
-        plane = (0.0, 0.0, 1 / (self.camera.height - y))
-        self.fill(polygons, Part(label, colour, plane, facing=2, **facts))  # type: ignore[arg-type]
-
-    def box(
-        self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float], label: int, colour: Colour, **facts: object
-    ) -> float | None:
-        """Draw the visible faces of a box; returns the x of the visible side face, if there is one."""
-        if y[1] < self.camera.height:
-            self.level(y[1], [rectangle(*x, *z)], label, tint(colour, 1.12), **facts)
-        visible = x[0] if x[0] > 0.05 else x[1] if x[1] < -0.05 else None
-        if visible is not None:
-            self.side(visible, [(*z, *y)], label, colour, **facts)
-        middle = (x[0] + x[1]) / 2
-        self.upright(middle, z[0], [rectangle(x[0] - middle, x[1] - middle, *y)], label, tint(colour, 0.9), **facts)
-        return visible
-
-
-def rectangle(left: float, right: float, low: float, high: float) -> Outline:
-    return [(left, low), (right, low), (right, high), (left, high)]
-
-
-def ellipse(x: float, y: float, radius_x: float, radius_y: float, corners: int = 12) -> Outline:
-    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return [(x + radius_x * float(np.cos(a)), y + radius_y * float(np.sin(a))) for a in angles]
-
-
-def stroke(start: tuple[float, float], end: tuple[float, float], width: float) -> Outline:
-    """A straight line of a given width as an outline."""
-    (x0, y0), (x1, y1) = start, end
-    length = max(float(np.hypot(x1 - x0, y1 - y0)), 1e-6)
-    dx, dy = -(y1 - y0) / length * width / 2, (x1 - x0) / length * width / 2
-    return [(x0 + dx, y0 + dy), (x1 + dx, y1 + dy), (x1 - dx, y1 - dy), (x0 - dx, y0 - dy)]
-
-
-def tint(colour: Colour, factor: float) -> Colour:
-    red, green, blue = (min(255, int(channel * factor)) for channel in colour)
-    return red, green, blue
-
-
-def _pick(rng: np.random.Generator, colours: Sequence[Colour]) -> Colour:
-    """One of the colours, a little lighter or darker."""
-    return tint(colours[int(rng.integers(len(colours)))], float(rng.uniform(0.85, 1.12)))
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(rng.uniform(low, high))
-
-
-@dataclass(frozen=True)
-class Street:
-    """Cross-section of a street: x of the kerbs and of the building lines, left and right; terrain strips."""
-
-    kerb: tuple[float, float]
-    front: tuple[float, float]
-    verge: tuple[float, float]
-    crossing: float | None
+from diffcli.data.scene import (
+    BUILDING,
+    FACADES,
+    FAR,
+    FENCE,
+    GLASS,
+    PAINTS,
+    ROAD,
+    SIDEWALK,
+    SKY,
+    SUPERSAMPLING,
+    TERRAIN,
+    VEGETATION,
+    WALL,
+    WARM_GLOW,
+    Camera,
+    Part,
+    Scene,
+    pick,
+    rectangle,
+    steps,
+    tint,
+    uniform,
+)
+from diffcli.data.street_objects import Street, draw_tree, street_objects
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """Draw one random street for a picture of `size` (height, width)."""
     camera = Camera(
-        focal=_uniform(rng, 0.52, 0.72), horizon=_uniform(rng, 0.38, 0.47), centre=_uniform(rng, 0.38, 0.62), height=_uniform(rng, 1.5, 2.2)
+        focal=uniform(rng, 0.52, 0.72),
+        horizon=uniform(rng, 0.38, 0.47),
+        centre=uniform(rng, 0.38, 0.62),
+        height=uniform(rng, 1.5, 2.2),
     )
     scene = Scene(camera, np.zeros((size[0] * SUPERSAMPLING, size[1] * SUPERSAMPLING), dtype=np.uint16))
     scene.add(Part(SKY, (120, 165, 225), (1 / 2000, 0.0, 0.0), roughness=0.0))
@@ -195,7 +47,7 @@ def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     for side in (0, 1):
         _draw_lots(scene, street, side, rng)
     # Objects stand nearer to the middle of the street than the lots, so they hide lots, and near ones hide far ones.
-    for _, draw in sorted(_objects(street, rng), key=lambda item: -item[0]):
+    for _, draw in sorted(street_objects(street, rng), key=lambda item: -item[0]):
         draw(scene)
     return scene
 
@@ -208,41 +60,58 @@ def _random_street(rng: np.random.Generator) -> Street:
     pavement = rng.uniform(2.0, 4.5, size=2)
     verge = np.where(rng.random(2) < 0.3, rng.uniform(1.0, 3.0, size=2), 0.0)
     front = (kerb[0] - float(pavement[0] + verge[0]), kerb[1] + float(pavement[1] + verge[1]))
-    crossing = _uniform(rng, 14, 45) if rng.random() < 0.45 else None
+    crossing = uniform(rng, 14, 45) if rng.random() < 0.45 else None
     return Street(kerb, front, (float(verge[0]), float(verge[1])), crossing)
 
 
 def _draw_ground(scene: Scene, street: Street, rng: np.random.Generator) -> None:
-    near, grass = 0.6, _pick(rng, [(96, 128, 62), (122, 126, 74), (132, 112, 80)])
-    asphalt = _pick(rng, [(88, 88, 92), (104, 102, 100), (78, 80, 88)])
-    paving = _pick(rng, [(158, 150, 144), (172, 160, 150), (140, 140, 146)])
+    near, grass = 0.6, pick(rng, [(96, 128, 62), (122, 126, 74), (132, 112, 80)])
+    asphalt = pick(rng, [(88, 88, 92), (104, 102, 100), (78, 80, 88)])
+    paving = pick(rng, [(158, 150, 144), (172, 160, 150), (140, 140, 146)])
     scene.level(0, [rectangle(-300, 300, near, FAR * 3)], TERRAIN, grass, roughness=1.6)
     (left, right), (front_left, front_right) = street.kerb, street.front
     scene.level(0, [rectangle(front_left - 1, front_right + 1, near, FAR)], SIDEWALK, paving, roughness=0.8)
     for kerb, verge, sign in ((left, street.verge[0], -1), (right, street.verge[1], 1)):
         if verge:
-            scene.level(0, [rectangle(kerb + sign * 0.5, kerb + sign * (0.5 + verge), near, FAR)], TERRAIN, grass, roughness=1.6)
-    scene.level(0, [rectangle(left - 0.25, right + 0.25, near, FAR)], SIDEWALK, tint(paving, 1.15), roughness=0.4)
+            scene.level(
+                0,
+                [rectangle(kerb + sign * 0.5, kerb + sign * (0.5 + verge), near, FAR)],
+                TERRAIN,
+                grass,
+                roughness=1.6,
+            )
+    scene.level(
+        0, [rectangle(left - 0.25, right + 0.25, near, FAR)], SIDEWALK, tint(paving, 1.15), roughness=0.4
+    )
     scene.level(0, [rectangle(left, right, near, FAR)], ROAD, asphalt, roughness=0.7)
     if street.crossing:
         z = street.crossing
         scene.level(0, [rectangle(-90, 90, z, z + 8)], ROAD, asphalt, roughness=0.7)
-        zebra = [rectangle(x, x + 0.6, z - 3.5, z - 0.8) for x in np.arange(left + 0.4, right - 0.8, 1.2)]
+        zebra = [rectangle(x, x + 0.6, z - 3.5, z - 0.8) for x in steps(left + 0.4, right - 0.8, 1.2)]
         scene.level(0, zebra, ROAD, (214, 214, 210), roughness=0.5)
-    dashes = [rectangle(x - 0.08, x + 0.08, z, z + 3) for x in np.arange(1.8, right - 1, 3.2) for z in np.arange(2, 60, 8)]
-    dashes += [rectangle(-1.88, -1.72, 1, FAR)] + [rectangle(x - 0.08, x + 0.08, z, z + 3) for x in np.arange(-5, left + 1, -3.2) for z in np.arange(4, 60, 8)]
+    dashes = [
+        rectangle(x - 0.08, x + 0.08, z, z + 3) for x in steps(1.8, right - 1, 3.2) for z in steps(2, 60, 8)
+    ]
+    dashes += [rectangle(-1.88, -1.72, 1, FAR)] + [
+        rectangle(x - 0.08, x + 0.08, z, z + 3) for x in steps(-5, left + 1, -3.2) for z in steps(4, 60, 8)
+    ]
     scene.level(0, dashes, ROAD, (208, 208, 202), roughness=0.5)
 
 
 def _draw_backdrop(scene: Scene, rng: np.random.Generator) -> None:
     """What closes the view at the end of the street: roofs, and trees before them."""
     for _ in range(7):
-        x, width, height = _uniform(rng, -90, 90), _uniform(rng, 10, 26), _uniform(rng, 5, 18)
-        scene.upright(x, FAR, [rectangle(-width / 2, width / 2, 0, height)], BUILDING, _pick(rng, FACADES))
+        x, width, height = uniform(rng, -90, 90), uniform(rng, 10, 26), uniform(rng, 5, 18)
+        scene.upright(x, FAR, [rectangle(-width / 2, width / 2, 0, height)], BUILDING, pick(rng, FACADES))
     for _ in range(6):
-        x, radius = _uniform(rng, -70, 70), _uniform(rng, 4, 8)
-        crown = [(radius * 1.4 * np.cos(a), max(0.0, radius * (0.7 + np.sin(a)))) for a in np.linspace(0, 2 * np.pi, 12)]
-        scene.upright(x, FAR - 2, [crown], VEGETATION, _pick(rng, [(62, 98, 48), (84, 110, 54)]), roughness=2.0)
+        x, radius = uniform(rng, -70, 70), uniform(rng, 4, 8)
+        crown = [
+            (radius * 1.4 * np.cos(a), max(0.0, radius * (0.7 + np.sin(a))))
+            for a in np.linspace(0, 2 * np.pi, 12)
+        ]
+        scene.upright(
+            x, FAR - 2, [crown], VEGETATION, pick(rng, [(62, 98, 48), (84, 110, 54)]), roughness=2.0
+        )
 
 
 def _draw_lots(scene: Scene, street: Street, side: int, rng: np.random.Generator) -> None:
@@ -250,9 +119,9 @@ def _draw_lots(scene: Scene, street: Street, side: int, rng: np.random.Generator
     x, sign = street.front[side], (-1, 1)[side]
     edges = [1.2]
     while edges[-1] < FAR - 10:
-        edges.append(edges[-1] + _uniform(rng, 9, 22))
-    greenness = _uniform(rng, 0.0, 0.75)
-    for near, far in reversed(list(zip(edges[:-1], edges[1:], strict=True))):
+        edges.append(edges[-1] + uniform(rng, 9, 22))
+    greenness = uniform(rng, 0.0, 0.75)
+    for near, far in reversed(list(pairwise(edges))):
         state = rng.spawn(1)[0]  # a lot's own stream: what is drawn in one does not shift the others
         if street.crossing and near < street.crossing + 8 and far > street.crossing:
             near_end, far_end = street.crossing + 8.5, street.crossing - 0.5
@@ -268,316 +137,69 @@ def _draw_lots(scene: Scene, street: Street, side: int, rng: np.random.Generator
             _draw_garden(scene, x, sign, near, far, state)
 
 
-def _draw_building(scene: Scene, x: float, sign: int, near: float, far: float, rng: np.random.Generator) -> None:
-    colour, storey = _pick(rng, FACADES), _uniform(rng, 2.9, 3.6)
+def _draw_building(
+    scene: Scene, x: float, sign: int, near: float, far: float, rng: np.random.Generator
+) -> None:
+    colour, storey = pick(rng, FACADES), uniform(rng, 2.9, 3.6)
     floors = int(rng.integers(2, 7))
     height, depth = floors * storey + 0.6, 12.0
     left, right = sorted((x, x + sign * depth))
     scene.box((left, right), (0, height), (near, far), BUILDING, colour)
     windows: list[tuple[float, float, float, float]] = []
-    bay = _uniform(rng, 2.4, 3.6)
+    bay = uniform(rng, 2.4, 3.6)
     for low in np.arange(0, floors) * storey + 1.0:
-        windows += [(z, z + bay * 0.5, low, low + storey * 0.5) for z in np.arange(near + 0.7, far - bay * 0.6, bay)]
+        windows += [
+            (z, z + bay * 0.5, low, low + storey * 0.5) for z in np.arange(near + 0.7, far - bay * 0.6, bay)
+        ]
     lit = rng.random(len(windows)) < 0.25
-    scene.side(x, [w for w, on in zip(windows, lit, strict=True) if not on], BUILDING, tint(GLASS, 0.9), roughness=0.3)
-    scene.side(x, [w for w, on in zip(windows, lit, strict=True) if on], BUILDING, GLASS, roughness=0.3, glow=tint(WARM_GLOW, 0.55))
+    scene.side(
+        x,
+        [w for w, on in zip(windows, lit, strict=True) if not on],
+        BUILDING,
+        tint(GLASS, 0.9),
+        roughness=0.3,
+    )
+    scene.side(
+        x,
+        [w for w, on in zip(windows, lit, strict=True) if on],
+        BUILDING,
+        GLASS,
+        roughness=0.3,
+        glow=tint(WARM_GLOW, 0.55),
+    )
     scene.side(x, [(near, far, height - 0.5, height)], BUILDING, tint(colour, 0.7))
     if rng.random() < 0.5:
-        shop = _pick(rng, PAINTS)
+        shop = pick(rng, PAINTS)
         scene.side(x, [(near + 0.5, far - 0.5, 2.5, 3.0)], BUILDING, shop, glow=tint(shop, 0.3))
     if near > 3:  # the gable that looks at the camera
-        panes = [rectangle(c - 0.6, c + 0.6, low, low + 1.5) for c in np.arange(-depth / 2 + 1.5, depth / 2 - 1, 3) for low in np.arange(0, floors) * storey + 1.0]
+        panes = [
+            rectangle(c - 0.6, c + 0.6, low, low + 1.5)
+            for c in np.arange(-depth / 2 + 1.5, depth / 2 - 1, 3)
+            for low in np.arange(0, floors) * storey + 1.0
+        ]
         scene.upright((left + right) / 2, near, panes, BUILDING, tint(GLASS, 0.85), roughness=0.3)
 
 
-def _draw_garden(scene: Scene, x: float, sign: int, near: float, far: float, rng: np.random.Generator) -> None:
+def _draw_garden(
+    scene: Scene, x: float, sign: int, near: float, far: float, rng: np.random.Generator
+) -> None:
     """An open lot: grass and trees, mostly behind a wall, a fence or a hedge."""
     for z in np.sort(rng.uniform(near, far, size=3))[::-1]:
-        _draw_tree(scene, x + sign * _uniform(rng, 2.5, 9), float(z) + 1.0, _uniform(rng, 4.5, 9), rng)
-    kind, height = rng.random(), _uniform(rng, 1.1, 2.3)
+        draw_tree(scene, x + sign * uniform(rng, 2.5, 9), float(z) + 1.0, uniform(rng, 4.5, 9), rng)
+    kind, height = rng.random(), uniform(rng, 1.1, 2.3)
     if kind < 0.33:
-        colour = _pick(rng, [(168, 160, 150), (150, 104, 86), (190, 184, 172)])
+        colour = pick(rng, [(168, 160, 150), (150, 104, 86), (190, 184, 172)])
         scene.side(x, [(near, far, 0, height)], WALL, colour)
         scene.side(x, [(near, far, height - 0.18, height)], WALL, tint(colour, 0.75))
         joints = [(z, z + 0.1, 0, height) for z in np.arange(near + 2, far, 2.5)]
         scene.side(x, joints, WALL, tint(colour, 0.8))
     elif kind < 0.70:
-        colour = _pick(rng, [(112, 92, 70), (72, 78, 84), (190, 188, 184), (60, 92, 72)])
+        colour = pick(rng, [(112, 92, 70), (72, 78, 84), (190, 188, 184), (60, 92, 72)])
         scene.side(x, [(near, far, 0.1, height)], FENCE, tint(colour, 0.62), roughness=0.6)
         posts = [(z, z + 0.22, 0, height + 0.1) for z in np.arange(near, far, 0.6)]
         scene.side(x, posts, FENCE, colour, roughness=0.5)
         scene.side(x, [(near, far, height * 0.8, height * 0.8 + 0.12)], FENCE, tint(colour, 1.1))
     elif kind < 0.85:
-        scene.side(x, [(near, far, 0, height)], VEGETATION, _pick(rng, [(52, 90, 44), (74, 100, 46)]), roughness=2.2)
-
-
-def _draw_tree(scene: Scene, x: float, z: float, height: float, rng: np.random.Generator) -> None:
-    colour = _pick(rng, [(58, 104, 44), (80, 118, 50), (96, 124, 60), (66, 92, 52)])
-    trunk = rectangle(-0.03 * height, 0.03 * height, 0, height * 0.55)
-    scene.upright(x, z, [trunk], VEGETATION, (92, 72, 54), roughness=1.2)
-    for shade in (0.72, 1.0, 1.2):
-        offset = rng.uniform(-0.12, 0.12, size=2) * height
-        spread = height * (0.42 - 0.14 * (shade - 0.72))
-        wobble = spread * rng.uniform(0.72, 1.05, size=14)
-        angles = np.linspace(0, 2 * np.pi, 14, endpoint=False)
-        lift = height * (0.62 + 0.1 * shade)
-        crown = [(offset[0] + r * np.cos(a), lift + offset[1] * 0.5 + 0.85 * r * np.sin(a)) for r, a in zip(wobble, angles, strict=True)]
-        scene.upright(x, z, [crown], VEGETATION, tint(colour, shade), roughness=2.2)
-
-
-Item = tuple[float, Callable[[Scene], None]]
-
-
-def _objects(street: Street, rng: np.random.Generator) -> list[Item]:
-    """Everything that stands or moves on the street, each with its distance."""
-    items: list[Item] = []
-
-    def put(z: float, draw: Callable[..., None], *arguments: object) -> None:
-        own = rng.spawn(1)[0]
-        items.append((z, lambda scene: draw(scene, *arguments, z, own)))
-
-    for side, sign in ((0, -1), (1, 1)):
-        kerb, width = street.kerb[side], abs(street.front[side] - street.kerb[side])
-        _furnish(put, kerb, sign, width, rng)
-        parked = rng.random() < 0.6
-        z = _uniform(rng, 4, 12)
-        while parked and z < 60:
-            if rng.random() < 0.62:
-                put(z, _draw_vehicle, CAR, kerb - sign * 1.15, sign)
-            z += _uniform(rng, 5.5, 8)
-    if street.crossing:
-        for side, sign in ((0, -1), (1, 1)):
-            put(street.crossing - 0.5, _draw_traffic_light, street.kerb[side] + sign * 0.6)
-    lanes = [0.2, *np.arange(-3.4, street.kerb[0] + 1.4, -3.2)[:2].tolist(), *np.arange(3.4, street.kerb[1] - 1.4, 3.2).tolist()]
-    for number, lane in enumerate(lanes):
-        _drive(put, float(lane), -1 if lane < -1 else 1, number == 0, rng)
-    if rng.random() < 0.55:
-        put(_uniform(rng, 6, 18), _draw_cyclist, _uniform(rng, *sorted((street.kerb[1] - 2.6, street.kerb[1] - 1.0))), rng.random() < 0.45)
-    if rng.random() < 0.25:
-        put(_uniform(rng, 6, 16), _draw_cyclist, street.kerb[0] + _uniform(rng, 1.0, 2.6), rng.random() < 0.45)
-    return items
-
-
-def _furnish(put: Callable[..., None], kerb: float, sign: int, width: float, rng: np.random.Generator) -> None:
-    """Lamps, signs, trees, parked cycles and people on one pavement."""
-    at_kerb, lamps, trees = kerb + sign * 0.55, rng.random() < 0.8, rng.random() < 0.45
-    for z in np.arange(_uniform(rng, 5, 16), 70, _uniform(rng, 13, 24)):
-        if lamps:
-            put(float(z), _draw_lamp, at_kerb, sign)
-    for z in np.arange(_uniform(rng, 7, 18), 60, _uniform(rng, 8, 14)):
-        if trees:
-            put(float(z), _draw_street_tree, kerb + sign * 0.9)
-    for _ in range(int(rng.integers(0, 4))):
-        put(_uniform(rng, 5, 32), _draw_sign, at_kerb + sign * _uniform(rng, 0, 0.5))
-    for _ in range(int(rng.poisson(1.6))):
-        put(_uniform(rng, 5, 34), _draw_person, kerb + sign * _uniform(rng, 0.9, max(1.2, width - 0.4)))
-    for _ in range(int(rng.poisson(0.5))):
-        put(_uniform(rng, 5, 18), _draw_cycle, kerb + sign * _uniform(rng, 0.6, 1.6), rng.random() < 0.38)
-
-
-def _drive(put: Callable[..., None], lane: float, direction: int, own: bool, rng: np.random.Generator) -> None:
-    """Moving vehicles in one lane, mostly cars."""
-    z = _uniform(rng, 9 if own else 6, 34)
-    kinds, chances = (CAR, TRUCK, BUS, TRAIN), ((0.7, 0.12, 0.1, 0.08) if not own else (0.86, 0.08, 0.06, 0.0))
-    while z < 80:
-        kind = int(rng.choice(kinds, p=chances))
-        put(z, _draw_vehicle, kind, lane, direction)
-        z += {CAR: 4, TRUCK: 9, BUS: 12, TRAIN: 26}[kind] + _uniform(rng, 8, 34)
-
-
-def _draw_vehicle(scene: Scene, kind: int, x: float, direction: int, z: float, rng: np.random.Generator) -> None:
-    """A vehicle centred at x; direction 1 shows its back, -1 its front."""
-    match kind:
-        case 13:
-            _draw_car(scene, x, direction, z, rng)
-        case 14:
-            _draw_truck(scene, x, direction, z, rng)
-        case 15:
-            _draw_coach(scene, BUS, x, direction, z, 11.0, rng)
-        case _:
-            _draw_coach(scene, TRAIN, x, direction, z, 24.0, rng)
-
-
-def _shadow_and_wheels(scene: Scene, label: int, x: tuple[float, float], z: tuple[float, float], axles: Sequence[float], radius: float) -> None:
-    under = rectangle(x[0] - 0.25, x[1] + 0.25, z[0] - 0.3, z[1] + 0.2)
-    scene.level(0, [under], ROAD, (70, 70, 74), roughness=0.5, shadow=True)
-    middle, tyre = (x[0] + x[1]) / 2, 0.26
-    half = (x[1] - x[0]) / 2
-    tyres = [rectangle(-half + 0.05, -half + 0.05 + tyre, 0, radius), rectangle(half - 0.05 - tyre, half - 0.05, 0, radius)]
-    scene.upright(middle, z[0] + 0.05, tyres, label, BLACK, roughness=0.2)
-    visible = x[0] if x[0] > 0.05 else x[1] if x[1] < -0.05 else None
-    if visible is None:
-        return
-    wheels = [[(visible, up, along) for along, up in ellipse(z[0] + axle, radius, radius, radius)] for axle in axles]
-    scene.fill(wheels, Part(label, BLACK, (0.0, 1 / visible, 0.0), roughness=0.2))
-    hubs = [[(visible, up, along) for along, up in ellipse(z[0] + axle, radius, radius * 0.5, radius * 0.5)] for axle in axles]
-    scene.fill(hubs, Part(label, (150, 152, 156), (0.0, 1 / visible, 0.0), roughness=0.2))
-
-
-def _lamps(scene: Scene, label: int, x: float, half: float, y: float, z: float, direction: int, size: float) -> None:
-    """A pair of tail lights (direction 1) or headlights on the face towards the camera."""
-    pair = [rectangle(-half, -half + size * 1.6, y, y + size), rectangle(half - size * 1.6, half, y, y + size)]
-    colour, glow = ((190, 24, 24), (255, 40, 30)) if direction > 0 else ((240, 240, 225), (255, 245, 215))
-    scene.upright(x, z, pair, label, colour, roughness=0.1, glow=glow)
-
-
-def _draw_car(scene: Scene, x: float, direction: int, z: float, rng: np.random.Generator) -> None:
-    paint, half, length = _pick(rng, PAINTS), _uniform(rng, 0.86, 0.98), _uniform(rng, 3.7, 4.8)
-    waist, roof = _uniform(rng, 0.78, 0.92), _uniform(rng, 1.38, 1.72)
-    box, along = (x - half, x + half), (z, z + length)
-    _shadow_and_wheels(scene, CAR, box, along, (0.75, length - 0.8), 0.33)
-    visible = scene.box(box, (0.28, waist), along, CAR, paint, roughness=0.15)
-    rear, front = z + 0.25, z + length * 0.72
-    if direction < 0:
-        rear, front = z + length * 0.28, z + length - 0.25
-    inset = half * 0.82
-    if visible is not None:  # the glass house is a trapezium from the side, a narrower one from the end
-        inner = visible * 0.985
-        house = [(inner, waist, rear), (inner, waist, front), (inner, roof, front - 0.6), (inner, roof, rear + 0.45)]
-        scene.fill([house], Part(CAR, GLASS, (0.0, 1 / inner, 0.0), facing=-1 if x > 0 else 1, roughness=0.15))
-        pillar = (rear + front) / 2
-        scene.side(inner, [(pillar - 0.08, pillar + 0.08, waist, roof)], CAR, paint, roughness=0.15)
-    scene.level(min(roof, scene.camera.height - 0.05), [rectangle(x - inset, x + inset, rear + 0.45, front - 0.6)], CAR, tint(paint, 1.1), roughness=0.15)
-    screen = [(x - half * 0.94, waist, rear), (x + half * 0.94, waist, rear), (x + inset, roof - 0.06, rear + 0.4), (x - inset, roof - 0.06, rear + 0.4)]
-    cap = [(x - inset, roof - 0.1, rear + 0.4), (x + inset, roof - 0.1, rear + 0.4), (x + inset, roof, rear + 0.45), (x - inset, roof, rear + 0.45)]
-    scene.fill([screen], Part(CAR, tint(GLASS, 0.9), (1 / rear, 0.0, 0.0), roughness=0.15))
-    scene.fill([cap], Part(CAR, paint, (1 / rear, 0.0, 0.0), roughness=0.15))
-    _lamps(scene, CAR, x, half * 0.94, 0.58, z, direction, 0.16)
-    scene.upright(x, z, [rectangle(-0.26, 0.26, 0.42, 0.54)], CAR, (226, 226, 220), roughness=0.1)
-    scene.upright(x, z, [rectangle(-half, half, 0.28, 0.38)], CAR, tint(paint, 0.5), roughness=0.1)
-
-
-def _draw_truck(scene: Scene, x: float, direction: int, z: float, rng: np.random.Generator) -> None:
-    paint, cargo = _pick(rng, PAINTS), _pick(rng, [(206, 204, 198), (150, 120, 86), (92, 112, 130), (188, 150, 60)])
-    half, length, height = 1.2, _uniform(rng, 6.5, 9), _uniform(rng, 2.9, 3.7)
-    box = (x - half, x + half)
-    _shadow_and_wheels(scene, TRUCK, box, (z, z + length), (1.0, length - 3.0, length - 1.0), 0.5)
-    cab, bed = ((z + length - 2.0, z + length), (z, z + length - 2.3)) if direction > 0 else ((z, z + 2.0), (z + 2.3, z + length))
-
-    def draw_bed() -> None:
-        scene.box(box, (0.9, height), bed, TRUCK, cargo, roughness=0.4)
-        scene.box(box, (0.55, 0.9), bed, TRUCK, (52, 52, 56), roughness=0.3)
-        scene.upright(x, bed[0], [rectangle(-0.04, 0.04, 0.95, height - 0.1)], TRUCK, tint(cargo, 0.55), roughness=0.2)
-
-    def draw_cab() -> None:
-        visible = scene.box((x - half * 0.95, x + half * 0.95), (0.5, 2.6), cab, TRUCK, paint, roughness=0.15)
-        scene.upright(x, cab[0], [rectangle(-half * 0.85, half * 0.85, 1.5, 2.35)], TRUCK, GLASS, roughness=0.15)
-        if visible is not None:
-            scene.side(visible, [(cab[0] + 0.3, cab[1] - 0.5, 1.5, 2.3)], TRUCK, GLASS, roughness=0.15)
-
-    for draw in (draw_cab, draw_bed) if direction > 0 else (draw_bed, draw_cab):
-        draw()
-    _lamps(scene, TRUCK, x, half * 0.94, 0.62, z, direction, 0.2)
-
-
-def _draw_coach(scene: Scene, kind: int, x: float, direction: int, z: float, length: float, rng: np.random.Generator) -> None:
-    """A bus, or a tram on its rails: long boxes with a band of windows."""
-    tram = kind == TRAIN
-    paints: tuple[Colour, ...] = ((196, 36, 40), (236, 190, 40), (40, 92, 168), (60, 140, 80))
-    paint, half, height = _pick(rng, paints), (1.2 if tram else 1.27), (3.5 if tram else 3.1)
-    box, along = (x - half, x + half), (z, z + length)
-    if tram:
-        rails = [rectangle(x + s * 0.72 - 0.06, x + s * 0.72 + 0.06, 0.6, FAR) for s in (-1, 1)]
-        scene.level(0, rails, ROAD, (60, 58, 58), roughness=0.2)
-        _shadow_and_wheels(scene, kind, box, along, (), 0.3)
-    else:
-        _shadow_and_wheels(scene, kind, box, along, (2.2, length - 2.6), 0.48)
-    visible = scene.box(box, (0.3, height), along, kind, paint, roughness=0.2)
-    if visible is not None:
-        scene.side(visible, [(*along, 0.3, 0.8 if tram else 0.55)], kind, (236, 236, 230) if tram else tint(paint, 0.6), roughness=0.2)
-        panes = [(p, p + 1.25, 1.35, 2.5) for p in np.arange(z + 0.4, z + length - 1.3, 1.5)]
-        scene.side(visible, panes, kind, GLASS, roughness=0.15, glow=tint(WARM_GLOW, 0.35))
-        doors = [(p, p + 1.0, 0.45, 2.5) for p in np.arange(z + 2.6, z + length - 2, 7.0)]
-        scene.side(visible, doors, kind, tint(GLASS, 0.7), roughness=0.15)
-    face = rectangle(-half * 0.85, half * 0.85, 1.25 if tram else 1.4, 2.7 if tram else 2.5)
-    scene.upright(x, z, [face], kind, tint(GLASS, 0.95), roughness=0.15, glow=tint(WARM_GLOW, 0.2))
-    scene.upright(x, z, [rectangle(-half * 0.6, half * 0.6, height - 0.5, height - 0.2)], kind, (40, 36, 30), roughness=0.1, glow=(200, 120, 20))
-    if tram:
-        scene.upright(x, z, [rectangle(-half, half, 0.3, 0.75)], kind, (236, 236, 230), roughness=0.2)
-        scene.upright(x, z + 6, [stroke((-0.5, height), (0, height + 0.9), 0.09), stroke((0.5, height), (0, height + 0.9), 0.09)], kind, BLACK, roughness=0.1)
-    _lamps(scene, kind, x, half * 0.92, 0.9, z, direction, 0.22)
-
-
-def _draw_lamp(scene: Scene, x: float, sign: int, z: float, rng: np.random.Generator) -> None:
-    height, colour = _uniform(rng, 5.0, 7.0), _pick(rng, [STEEL, (72, 84, 78), (146, 148, 150)])
-    arm = stroke((0, height), (-sign * 1.5, height + 0.25), 0.14)
-    scene.upright(x, z, [rectangle(-0.1, 0.1, 0, height), arm], POLE, colour, roughness=0.2)
-    head = rectangle(-sign * 1.5 - 0.35, -sign * 1.5 + 0.35, height + 0.1, height + 0.32)
-    scene.upright(x, z, [head], POLE, tint(colour, 1.2), roughness=0.1, glow=WARM_GLOW)
-
-
-def _draw_street_tree(scene: Scene, x: float, z: float, rng: np.random.Generator) -> None:
-    _draw_tree(scene, x, z, _uniform(rng, 4.5, 7.5), rng)
-
-
-def _draw_sign(scene: Scene, x: float, z: float, rng: np.random.Generator) -> None:
-    height, size, face = _uniform(rng, 2.2, 3.0), _uniform(rng, 0.42, 0.6), _pick(rng, SIGN_FACES)
-    scene.upright(x, z, [rectangle(-0.07, 0.07, 0, height)], POLE, STEEL, roughness=0.2)
-    corners = int(rng.choice([3, 4, 8, 14]))
-    turn = np.pi / 2 if corners == 3 else np.pi / corners
-    angles = turn + np.arange(corners) * 2 * np.pi / corners
-
-    def plate(radius: float) -> Outline:
-        return [(radius * float(np.cos(a)), height + radius * float(np.sin(a))) for a in angles]
-
-    scene.upright(x, z, [plate(size)], SIGN, face, roughness=0.1)
-    scene.upright(x, z, [plate(size * 0.6)], SIGN, (236, 236, 236) if face[0] > 150 and face[2] < 100 else tint(face, 0.75), roughness=0.1)
-
-
-def _draw_traffic_light(scene: Scene, x: float, z: float, rng: np.random.Generator) -> None:
-    """A mast with its arm over the road and two heads."""
-    inward = -1.0 if x > 0 else 1.0
-    scene.upright(x, z, [rectangle(-0.09, 0.09, 0, 5.2), stroke((0, 5.1), (inward * 2.6, 5.1), 0.14)], POLE, (84, 88, 86), roughness=0.2)
-    heads, lit = ((0.0, 2.7), (inward * 2.6, 4.6)), int(rng.integers(3))
-    scene.upright(x, z, [rectangle(dx - 0.27, dx + 0.27, y - 0.62, y + 0.62) for dx, y in heads], LIGHT, BLACK, roughness=0.1)
-    for lens, colour in enumerate(((230, 36, 30), (250, 180, 40), (40, 220, 110))):
-        on = lens == lit
-        discs = [ellipse(dx, y + 0.38 - 0.38 * lens, 0.17, 0.17, 8) for dx, y in heads]
-        scene.upright(x, z, discs, LIGHT, colour if on else tint(colour, 0.3), roughness=0.0, glow=colour if on else (0, 0, 0))
-
-
-def _draw_person(scene: Scene, x: float, z: float, rng: np.random.Generator) -> None:
-    height, step = _uniform(rng, 1.55, 1.9), _uniform(rng, 0.03, 0.28)
-    top, legs, skin = _pick(rng, CLOTHES), _pick(rng, CLOTHES), tint(SKIN, _uniform(rng, 0.5, 1.1))
-    hip, shoulder = height * 0.5, height * 0.84
-    strides = [stroke((-0.08, hip), (-0.08 - step, 0), 0.17), stroke((0.08, hip), (0.08 + step, 0), 0.17)]
-    scene.upright(x, z, strides, PERSON, legs, roughness=0.5)
-    torso = [(-0.17, hip - 0.08), (0.17, hip - 0.08), (0.24, shoulder), (-0.24, shoulder)]
-    arms = [stroke((-0.23, shoulder - 0.04), (-0.3 - step * 0.3, hip), 0.11), stroke((0.23, shoulder - 0.04), (0.3 + step * 0.3, hip), 0.11)]
-    scene.upright(x, z, [torso, *arms], PERSON, top, roughness=0.5)
-    scene.upright(x, z, [ellipse(0, height * 0.92, 0.12, 0.15, 10)], PERSON, skin, roughness=0.2)
-    scene.upright(x, z, [[(-0.13, height * 0.93), (0.13, height * 0.93), (0.09, height * 1.01), (-0.09, height * 1.01)]], PERSON, BLACK, roughness=0.2)
-
-
-def _draw_cycle(scene: Scene, x: float, motor: bool, z: float, rng: np.random.Generator) -> None:
-    """A bicycle, or a motorcycle with its fat tyres, engine and tank; from the side, foreshortened at random."""
-    paint, label, turn = _pick(rng, PAINTS), (MOTORCYCLE if motor else BICYCLE), _uniform(rng, 0.45, 1.0)
-    reach, radius = (0.68, 0.34) if motor else (0.55, 0.36)
-    wheels = [ellipse(s * reach * turn, radius, radius * turn, radius) for s in (-1, 1)]
-    scene.upright(x, z, wheels, label, BLACK, roughness=0.2)
-    rims = [ellipse(s * reach * turn, radius, radius * 0.66 * turn, radius * 0.7) for s in (-1, 1)]
-    scene.upright(x, z, rims, label, (130, 132, 136), roughness=0.2)
-    if motor:
-        body = [[(-0.5, 0.45), (0.3, 0.3), (0.55, 0.75), (0.25, 1.0), (-0.35, 0.85), (-0.75, 0.9)]]
-        engine = [rectangle(-0.28 * turn, 0.25 * turn, 0.22, 0.55)]
-        scene.upright(x, z, [[(px * turn, py) for px, py in body[0]]], label, paint, roughness=0.15)
-        scene.upright(x, z, engine, label, (70, 70, 74), roughness=0.2)
-        scene.upright(x, z, [stroke((0.5 * turn, 0.8), (0.3 * turn, 1.2), 0.09)], label, BLACK, roughness=0.2)
-        scene.upright(x, z, [ellipse(0.58 * turn, 0.85, 0.1, 0.1, 8)], label, (236, 236, 220), roughness=0.1, glow=(255, 245, 215))
-        return
-    saddle, crank, head = (-0.2 * turn, 0.85), (-0.05 * turn, 0.35), (0.4 * turn, 0.85)
-    ends = ((-reach * turn, radius), (reach * turn, radius))
-    lines = [(ends[0], crank), (crank, head), (crank, saddle), (saddle, head), (ends[0], saddle), (ends[1], (0.36 * turn, 1.05))]
-    scene.upright(x, z, [stroke(a, b, 0.1) for a, b in lines], label, paint, roughness=0.15)
-    scene.upright(x, z, [rectangle(-0.34 * turn, -0.08 * turn, 0.86, 0.95), rectangle(0.22 * turn, 0.5 * turn, 1.03, 1.12)], label, BLACK, roughness=0.2)
-
-
-def _draw_cyclist(scene: Scene, x: float, motor: bool, z: float, rng: np.random.Generator) -> None:
-    _draw_cycle(scene, x, motor, z, rng)
-    top, legs = _pick(rng, CLOTHES), _pick(rng, CLOTHES)
-    near = z - 0.05
-    scene.upright(x, near, [stroke((-0.15, 0.95), (0.12, 0.72), 0.19), stroke((0.12, 0.72), (0.02, 0.3), 0.15)], RIDER, legs, roughness=0.5)
-    scene.upright(x, near, [[(-0.3, 0.92), (0.0, 0.88), (0.24, 1.45), (-0.08, 1.52)], stroke((0.12, 1.4), (0.38, 1.1), 0.12)], RIDER, top, roughness=0.5)
-    scene.upright(x, near, [ellipse(0.16, 1.64, 0.13, 0.16, 10)], RIDER, SKIN, roughness=0.2)
-    helmet = [(0.0, 1.68), (0.31, 1.68), (0.27, 1.82), (0.1, 1.84)]
-    scene.upright(x, near, [helmet], RIDER, _pick(rng, PAINTS), roughness=0.1)
+        scene.side(
+            x, [(near, far, 0, height)], VEGETATION, pick(rng, [(52, 90, 44), (74, 100, 46)]), roughness=2.2
+        )
