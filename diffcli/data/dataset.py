@@ -1,0 +1,338 @@
+"""Domains as datasets: opening one by its configuration, and the stream of training samples drawn from it.
+
+`open_domain` turns a `DomainConfig` into a `Domain` (names only, nothing is decoded until it is asked for);
+`TrainingSet` turns a Domain into an endless, repeatable stream of augmented training samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypedDict
+
+import numpy as np
+
+from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.data.domain import Domain, Sample, Scene
+from diffcli.data.images import Image
+from diffcli.data.labels import Label, LabelReader, train_ids_by_name
+from diffcli.data.listing import Missing, Pair, Place, find_pairs, find_place
+from diffcli.data.roots import (
+    Located,
+    describe_layouts,
+    expand_domains,
+    find_root,
+    known_domain,
+    known_domains,
+    locate,
+    vistas_encoding,
+)
+from diffcli.data.statistics import ClassStatistics, RareClasses, rare_classes
+from diffcli.data.transforms import IMAGE_PADDING, draw_crop, flip_horizontally, pad, photometric_distortion
+from diffcli.domains import (
+    CITYSCAPES_CLASSES,
+    DOMAINS,
+    IGNORE_ID,
+    MINIWORLD_SOURCE,
+    DomainSpec,
+    LabelEncoding,
+    LabelFiles,
+    Layout,
+)
+from diffcli.errors import ConfigError, DataError
+
+__all__ = [
+    "Domain",
+    "Located",
+    "Missing",
+    "Sample",
+    "Scene",
+    "TrainingSample",
+    "TrainingSet",
+    "expand_domains",
+    "known_domains",
+    "locate",
+    "open_domain",
+]
+
+Purpose = Literal["train", "eval"]
+
+SCENES: dict[Purpose, int] = {"train": 512, "eval": 32}
+"""Scenes of the miniature world where YAML gives no count."""
+FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
+"""Where each split starts, so that no two share a scene."""
+
+
+def open_domain(
+    config: DomainConfig, *, purpose: Purpose, classes: Sequence[str] = CITYSCAPES_CLASSES
+) -> Domain:
+    """The samples that `config` names, for training (labelled ones only) or for evaluation.
+
+    Labels come in the positions of `classes`; Cityscapes classes that it does not name are ignored. An evaluation split
+    without a single label (a test set) is opened without labels.
+
+    Raises:
+        ConfigError: an unknown domain, or settings that do not belong to it.
+        DataError: the folder, its layout or its labels are not there.
+    """
+    spec = known_domain(config.domain)
+    _check_settings(config, spec, classes)
+    if spec.name == "miniworld" and purpose == "train":
+        spec = DOMAINS[MINIWORLD_SOURCE]
+    if spec.members:
+        domain = _join(spec, config, purpose, classes)
+    elif spec.rendered is not None:
+        domain = _rendered(spec, config, purpose, classes)
+    else:
+        domain = _listed(spec, config, purpose, classes)
+    if config.limit is not None and config.limit < len(domain):
+        domain.samples = tuple(domain.samples[i * len(domain) // config.limit] for i in range(config.limit))
+    return domain
+
+
+def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
+    """Settings that the domain would silently ignore, or that contradict the classes, are errors."""
+    own = ("images", "labels", "label_ids", "label_colors")
+    strays = [key for key in own if getattr(config, key) is not None and spec.name != "folder"]
+    if strays:
+        raise ConfigError(
+            f"{strays[0]} belongs to domain: folder, not to {spec.name}",
+            hint="write domain: folder, or drop the key",
+        )
+    if config.count is not None and spec.folder != "miniworld":
+        raise ConfigError(
+            f"count belongs to miniworld, not to {spec.name}", hint="write limit to take fewer samples"
+        )
+    if config.split is not None and config.split not in FIRST_SCENE:
+        raise ConfigError(f"unknown split {config.split!r}", hint="splits are train, val and test")
+    used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
+    outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
+    if outside:
+        raise ConfigError(
+            f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
+            hint="train ids are the positions in model.classes; 255 ignores",
+        )
+    if any(not -2 <= value < 65536 for value in config.label_ids or ()):
+        raise ConfigError("label_ids names values that no label file holds", hint="values are -2 .. 65535")
+    if spec.name != "folder" and not set(classes) & set(CITYSCAPES_CLASSES):
+        raise ConfigError(
+            f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
+            hint="use domain: folder for own classes",
+        )
+
+
+def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+    """The members' samples one after the other; ids begin with the member's own name."""
+    alone = config.model_copy(update={"limit": None})
+    parts = [
+        open_domain(alone.model_copy(update={"domain": member}), purpose=purpose, classes=classes)
+        for member in spec.members
+    ]
+    samples: list[Sample] = []
+    readers: list[LabelReader] = []
+    for part, member in zip(parts, spec.members, strict=True):
+        own = member.partition("/")[2]
+        samples += (
+            replace(sample, id=f"{own}/{sample.id}", reader=sample.reader + len(readers))
+            for sample in part.samples
+        )
+        readers += part.readers
+    return Domain(
+        config.name or spec.name,
+        samples,
+        classes=classes,
+        readers=readers,
+        missing=Missing(
+            labels=tuple(path for part in parts for path in part.missing.labels),
+            images=tuple(path for part in parts for path in part.missing.images),
+        ),
+        resize=config.resize,
+    )
+
+
+def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+    """Scenes of the miniature world; nothing is rendered yet."""
+    assert spec.rendered is not None
+    split = config.split or ("train" if purpose == "train" else "val")
+    first = FIRST_SCENE[split]
+    scenes = (Scene(config.seed, first + i, spec.rendered) for i in range(config.count or SCENES[purpose]))
+    samples = [
+        Sample(id=f"{split}/{scene.seed}_{scene.index}", image=None, label=None, scene=scene)
+        for scene in scenes
+    ]
+    return Domain(config.name or spec.name, samples, classes=classes, resize=config.resize)
+
+
+def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+    """Samples that lie on disk."""
+    if spec.name == "folder":
+        spec = _folder_spec(config, classes)
+    root = find_root(spec, config.root)
+    place, split = _find_split(spec, config, root, purpose)
+    pairs, missing = find_pairs(place)
+    labelled = [pair for pair in pairs if pair.label is not None]
+    if purpose == "train" and not labelled:
+        raise DataError(
+            f"{spec.name}: no image here has a label" if pairs else f"{spec.name}: no images here",
+            where=str(place.images()),
+            hint=f"training needs labels; expected {describe_layouts(spec)}",
+        )
+    kept = labelled or pairs
+    if not kept:
+        raise DataError(
+            f"{spec.name}: no images here",
+            where=str(place.images()),
+            hint=f"expected {describe_layouts(spec)}",
+        )
+    return Domain(
+        config.name or (root.resolve().name if spec.name == "folder" else spec.name),
+        [_sample(pair, split if place.split else "") for pair in kept],
+        classes=classes,
+        readers=_readers(spec, place, root, classes),
+        missing=missing,
+        resize=config.resize,
+        aspect_tolerance=0.1 if spec.labels_may_differ else 0.01,
+    )
+
+
+def _find_split(spec: DomainSpec, config: DomainConfig, root: Path, purpose: Purpose) -> tuple[Place, str]:
+    """Where the split lies; without one in YAML the usual one, or the whole of an undivided set."""
+    usual = "train" if purpose == "train" else spec.eval_split
+    wanted = (config.split,) if config.split is not None else (usual, "")
+    for split in wanted:
+        place = find_place(root, spec.layouts, split)
+        if place is not None:
+            return place, split
+    others = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
+    raise DataError(
+        f"{spec.name}: no {wanted[0]} images here"
+        + (f", but there is {', '.join(others)}" if others else ""),
+        where=str(root),
+        hint=f"expected {describe_layouts(spec)}" + (f"; or set split: {others[0]}" if others else ""),
+    )
+
+
+def _sample(pair: Pair, split: str) -> Sample:
+    return Sample(
+        id=f"{split}/{pair.key}" if split else pair.key,
+        image=Path(pair.image),
+        label=None if pair.label is None else Path(pair.label),
+        reader=pair.kind,
+    )
+
+
+def _readers(spec: DomainSpec, place: Place, root: Path, classes: Sequence[str]) -> list[LabelReader]:
+    """One reader for each kind of label files of the layout."""
+    own = spec.name == "folder"
+    train_ids = (*range(len(classes)),) if own else train_ids_by_name(classes)
+    return [LabelReader(vistas_encoding(files, place.base, root), train_ids) for files in place.layout.labels]
+
+
+def _folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
+    """The layouts of a user's own folder: images/ and labels/, with or without split folders in either order."""
+    images, labels = config.images or "images", config.labels or "labels"
+    if config.label_ids is None and config.label_colors is None:
+        encoding = LabelEncoding(ids={i: i for i in range(len(classes))})
+    else:
+        encoding = LabelEncoding(ids=config.label_ids or {}, colors=tuple(config.label_colors or ()))
+    layouts = (
+        Layout(f"{images}/{{split}}", (LabelFiles(f"{labels}/{{split}}", encoding),)),
+        Layout(f"{{split}}/{images}", (LabelFiles(f"{{split}}/{labels}", encoding),)),
+        Layout(images, (LabelFiles(labels, encoding),)),
+    )
+    return replace(DOMAINS["folder"], layouts=layouts)
+
+
+class TrainingSample(TypedDict):
+    """One augmented sample: `image` (H, W, 3) RGB uint8 and `label` (H, W) train ids, both of the crop's size."""
+
+    image: Image
+    label: Label
+    id: str
+    identity: str
+    file: str
+
+
+class TrainingSet:
+    """Augmented training samples by number: sample `draw` is a function of (seed, draw) alone.
+
+    Resuming is going on at draw k; the number of workers changes nothing. Images are drawn by rare class sampling, or
+    without `rare_classes` in a new random order each epoch. The order of augmentation is that of the paper's recipe:
+    crop, flip, photometric distortion, padding.
+
+    Args:
+        domain: labelled samples.
+        augmentation: crop, flip and colour settings.
+        rare_classes: settings of rare class sampling; None draws images evenly.
+        statistics: pixels of each class in each sample (`class_statistics`); needed for rare class sampling.
+        seed: of everything random here.
+
+    Raises:
+        ConfigError: rare class sampling without statistics.
+        DataError: no sample holds enough pixels of any class.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        *,
+        augmentation: AugmentationConfig,
+        rare_classes: RareClassConfig | None,
+        statistics: ClassStatistics | None,
+        seed: int,
+    ) -> None:
+        self.domain = domain
+        self.augmentation = augmentation
+        self.seed = seed
+        self.rare = None if rare_classes is None else _sampling(rare_classes, statistics)
+        self.min_crop_pixels = 0 if rare_classes is None else rare_classes.min_crop_pixels
+
+    def __len__(self) -> int:
+        """Samples of one epoch; draws may go on beyond it."""
+        return len(self.domain)
+
+    def __getitem__(self, draw: int) -> TrainingSample:
+        rng = np.random.default_rng([self.seed, draw, 0])
+        index, wanted = self._pick(draw, rng)
+        image, label = self.domain.load(index)
+        image, label = self._augment(image, label, wanted, rng)
+        return TrainingSample(
+            image=image,
+            label=label,
+            id=self.domain.samples[index].id,
+            identity=f"{self.domain.identity(index)}#{draw}",
+            file=self.domain.file(index),
+        )
+
+    def _pick(self, draw: int, rng: np.random.Generator) -> tuple[int, int | None]:
+        """(sample index, train id that its crop must hold, if any)."""
+        if self.rare is None:
+            epoch, position = divmod(draw, len(self.domain))
+            order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.domain))
+            return int(order[position]), None
+        train_id = int(rng.choice(self.rare.classes, p=self.rare.weights))
+        return int(rng.choice(self.rare.samples[train_id])), train_id
+
+    def _augment(
+        self, image: Image, label: Label, wanted: int | None, rng: np.random.Generator
+    ) -> tuple[Image, Label]:
+        settings = self.augmentation
+        crop = draw_crop(
+            label,
+            size=settings.crop,
+            rng=rng,
+            tries=settings.crop_tries,
+            max_share=settings.crop_max_share,
+            wanted=wanted,
+            min_pixels=self.min_crop_pixels,
+        )
+        image, label = image[crop], label[crop]
+        if rng.random() < settings.flip:
+            image, label = flip_horizontally(image), flip_horizontally(label)
+        image = photometric_distortion(image, rng=rng, probability=settings.photometric)
+        return pad(image, settings.crop, value=IMAGE_PADDING), pad(label, settings.crop, value=IGNORE_ID)
+
+
+def _sampling(config: RareClassConfig, statistics: ClassStatistics | None) -> RareClasses:
+    if statistics is None:
+        raise ConfigError("rare class sampling needs class statistics", hint="pass class_statistics(domain)")
+    return rare_classes(statistics, config)

@@ -1,0 +1,60 @@
+"""Reading images: any format and depth comes out as 8-bit RGB, upright."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcli.errors import DataError
+
+Image = NDArray[np.uint8]
+
+cv2.setNumThreads(1)
+
+
+def read_image(path: Path, *, upright: bool = True) -> Image:
+    """The image (H, W, 3), RGB, 0..255: grey is spread, alpha dropped, 16 bits scaled to 8, EXIF rotation applied.
+
+    Args:
+        upright: False leaves an image that carries an EXIF rotation as it is stored.
+
+    Raises:
+        DataError: the file is missing, empty, damaged, cut short or no image.
+    """
+    data = read_bytes(path)
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = None if is_cut_short(data) else cv2.imdecode(data, flags)
+    if image is None:
+        raise damaged(path)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def read_bytes(path: Path) -> NDArray[np.uint8]:
+    """The file's bytes. Raises DataError where it cannot be read or is empty."""
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    if data.size == 0:
+        raise DataError("the file is empty", where=str(path), hint="copy or download it again")
+    return data
+
+
+def is_cut_short(data: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG or PNG lacks its end marker: decoders would fill the rest with grey and go on."""
+    head = data[:4].tobytes()
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" not in data[-65536:].tobytes()
+    if head == b"\x89PNG":
+        return b"IEND" not in data[-65536:].tobytes()
+    return False
+
+
+def damaged(path: Path) -> DataError:
+    """The error for a file that does not decode."""
+    return DataError(
+        "the file is damaged or no image",
+        where=str(path),
+        hint="copy or download it again, or take it out of the set",
+    )

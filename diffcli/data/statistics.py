@@ -1,0 +1,188 @@
+"""How many pixels of each class each sample holds, and the probabilities of rare class sampling that follow from it.
+
+Counting reads every label once, in parallel, and is kept in the user's cache folder: never beside the data.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcli.config import RareClassConfig
+from diffcli.data.domain import Domain
+from diffcli.data.transforms import class_counts
+from diffcli.errors import DataError, DiffError
+from diffcli.files import write_atomically
+
+Progress = Callable[[int, int], None]
+"""Called with (samples done, samples in all)."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Pixels of each class in each sample of a domain, as its label files hold them (before resizing)."""
+
+    classes: tuple[str, ...]
+    pixels: NDArray[np.int64]
+    """(samples, classes): pixels of the class in the sample."""
+    ignored: NDArray[np.int64]
+    """(samples,): pixels that carry no class."""
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """(classes,): share of all labelled pixels; 0 everywhere where nothing is labelled."""
+        totals = self.pixels.sum(axis=0)
+        return np.asarray(totals / max(totals.sum(), 1), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RareClasses:
+    """Rare class sampling, ready to draw from."""
+
+    classes: NDArray[np.int64]
+    """Train ids that are sampled, rarest first."""
+    weights: NDArray[np.float64]
+    """Probability of each of them."""
+    samples: dict[int, NDArray[np.int64]]
+    """train id -> indexes of the samples that hold enough of it."""
+    left_out: tuple[int, ...]
+    """Train ids of which no sample holds enough."""
+
+
+def rare_class_probabilities(
+    totals: NDArray[np.int64], *, temperature: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Train ids that occur, by ascending number of pixels, and P = softmax((1 - f) / temperature) in float32.
+
+    f is the class's share of the pixels of all classes (DAFormer's rare class sampling).
+    """
+    classes = np.argsort(totals, kind="stable")
+    classes = classes[totals[classes] > 0]
+    frequency = (totals[classes] / totals.sum()).astype(np.float32)
+    logits = (1 - frequency) / np.float32(temperature)
+    weights = np.exp(logits - logits.max(initial=-np.inf))
+    return classes, (weights / weights.sum()).astype(np.float32)
+
+
+def rare_classes(statistics: ClassStatistics, config: RareClassConfig) -> RareClasses:
+    """Which classes are drawn how often, and from which samples: those with more than `min_pixels` pixels of the class.
+
+    A class that no sample holds enough of is left out; the others' probabilities are scaled to sum to one.
+
+    Raises:
+        DataError: no sample holds enough pixels of any class.
+    """
+    classes, weights = rare_class_probabilities(statistics.pixels.sum(axis=0), temperature=config.temperature)
+    samples = {int(c): np.flatnonzero(statistics.pixels[:, c] > config.min_pixels) for c in classes}
+    kept = np.array([samples[int(c)].size > 0 for c in classes], dtype=bool)
+    if not kept.any():
+        raise DataError(
+            f"rare class sampling: no image holds more than {config.min_pixels} pixels of any class",
+            hint="lower train.rare_class_sampling.min_pixels, or set train.rare_class_sampling: null",
+        )
+    chosen = {int(c): samples[int(c)] for c in classes[kept]}
+    share = weights[kept].astype(np.float64)
+    if share.sum() == 0:  # every class left is too frequent for float32 to tell from zero
+        share = np.ones(len(chosen))
+    left_out = sorted(set(range(len(statistics.classes))) - set(chosen))
+    return RareClasses(np.array(list(chosen)), share / share.sum(), chosen, tuple(left_out))
+
+
+def class_statistics(
+    domain: Domain, *, workers: int = 4, progress: Progress | None = None, cache: Path | None = None
+) -> ClassStatistics:
+    """Pixels of each class in each sample, from the cache where the same files were counted before.
+
+    The cache is keyed by the list of label files, their sizes and times and the mapping, so that a changed folder is
+    counted again. It lies in `cache`, by default the user's cache folder (DIFFCLI_CACHE or ~/.cache/diffcli).
+
+    Args:
+        workers: threads that decode (decoding leaves the interpreter's lock).
+        progress: called with (done, total) after each sample.
+
+    Raises:
+        DataError: a label is missing, damaged or holds values outside the mapping.
+    """
+    path = (cache or cache_folder()) / "statistics" / f"{_key(domain)}.npz"
+    counts = _cached(path, domain)
+    if counts is None:
+        counts = _count(domain, workers=workers, progress=progress)
+        _keep(path, counts)
+    return ClassStatistics(domain.classes, counts[:, :-1], counts[:, -1])
+
+
+def cache_folder() -> Path:
+    """DIFFCLI_CACHE, or diffcli in the user's cache folder (XDG_CACHE_HOME, ~/.cache)."""
+    own = os.environ.get("DIFFCLI_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffcli"
+
+
+def _count(domain: Domain, *, workers: int, progress: Progress | None) -> NDArray[np.int64]:
+    """(samples, classes + 1): pixels of each class, then ignored ones."""
+    total = len(domain)
+    counts = np.zeros((total, len(domain.classes) + 1), dtype=np.int64)
+
+    def count(index: int) -> None:
+        found = class_counts(domain.read_label(index))
+        counts[index, :-1] = found[: len(domain.classes)]
+        counts[index, -1] = found.sum() - counts[index, :-1].sum()
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        try:
+            for done, _ in enumerate(pool.map(count, range(total)), start=1):
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return counts
+
+
+def _cached(path: Path, domain: Domain) -> NDArray[np.int64] | None:
+    """The counts kept at `path`; None where there are none or they cannot be used."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            counts = np.asarray(kept["counts"], dtype=np.int64)
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    return counts if counts.shape == (len(domain), len(domain.classes) + 1) else None
+
+
+def _keep(path: Path, counts: NDArray[np.int64]) -> None:
+    """Write the counts; a cache that cannot be written costs time, never the run."""
+    try:
+        with write_atomically(path) as temporary:
+            np.savez_compressed(temporary, counts=counts)
+    except (DiffError, OSError):
+        return
+
+
+def _key(domain: Domain) -> str:
+    """Digest of everything that the counts depend on."""
+    digest = hashlib.sha256(f"{_FORMAT} {domain.classes} {domain.resize}".encode())
+    for reader in domain.readers:
+        encoding = reader.encoding
+        digest.update(
+            repr(
+                (sorted(encoding.ids.items()), encoding.colors, encoding.divide, encoding.plain_below)
+            ).encode()
+        )
+        digest.update(repr(reader.train_ids).encode())
+    for sample in domain.samples:
+        if sample.label is not None:
+            state = sample.label.stat()
+            digest.update(f"{sample.label}\0{sample.reader} {state.st_size} {state.st_mtime_ns}\n".encode())
+        else:
+            digest.update(f"{sample.scene}\n".encode())
+    if domain.samples and domain.samples[0].scene is not None:
+        digest.update(domain.read_label(0).tobytes())  # another way of drawing scenes gives another key
+    return digest.hexdigest()[:40]
