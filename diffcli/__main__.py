@@ -1,6 +1,17 @@
-"""`python -m diffcli` is the same as `diff` and `diffcli`."""
+"""Where `diff`, `diffcli` and `python -m diffcli` begin: the classic tool's calls leave before anything is loaded."""
 
-from diffcli.cli import main
+import sys
+
+from diffcli.classic import hand_over
+
+
+def main() -> None:
+    """Run the classic diff or a command of ours; ends the process with its exit code."""
+    hand_over(sys.argv[1:])
+    from diffcli.cli import main as run
+
+    run()
+
 
 if __name__ == "__main__":
     main()

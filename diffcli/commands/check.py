@@ -1,0 +1,223 @@
+"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network.
+
+A cost is counted in U-Net evaluations of one image (method section 5). Where the conditional branch runs, it depends on
+how many prompted classes an image holds, so that it is a span from none to all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from diffcli import console
+from diffcli.config import DataConfig, DomainConfig, EvalConfig, InversionConfig, RunConfig, Size, TrainConfig
+from diffcli.data.dataset import open_domain
+from diffcli.errors import DataError, DiffError
+
+
+class Cost(NamedTuple):
+    """U-Net evaluations, at least and at most."""
+
+    least: int
+    most: int
+
+    def times(self, count: int) -> "Cost":
+        return Cost(self.least * count, self.most * count)
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(self.least + other.least, self.most + other.most)
+
+    def __str__(self) -> str:
+        return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one domain of the settings turned out to be."""
+
+    use: str
+    """train or eval."""
+    domain: str
+    samples: int
+    labels: int
+    without_label: int
+    without_image: int
+    place: str
+    """Folder of the images; empty for a rendered domain."""
+
+
+def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
+    """Print what a run would do and cost.
+
+    Raises:
+        DataError: a domain is missing or wrong; each is named.
+    """
+    found, faults = find_data(config.data, classes=config.model.classes)
+    sample, trained = training_cost(config)
+    evaluated = [one.samples for one in found if one.use == "eval"]
+    one_image = evaluation_cost(config.eval, _inversion(config))
+    validation = one_image.times(sum(evaluated))
+    total = trained.plus(validation.times(validations(config.train) if evaluated else 0))
+    if json:
+        console.print_json(
+            {
+                "name": config.name or config_name,
+                "domains": [asdict(one) for one in found],
+                "faults": [str(fault) for fault in faults],
+                "unet_evaluations": {
+                    "training_sample": sample._asdict(),
+                    "training": trained._asdict(),
+                    "evaluation_image": one_image._asdict(),
+                    "validation": validation._asdict(),
+                    "validations": validations(config.train),
+                    "total": total._asdict(),
+                },
+            }
+        )
+    else:
+        rows = [
+            [o.use, o.domain, o.samples, o.labels, o.without_label + o.without_image, o.place or "rendered"]
+            for o in found
+        ]
+        console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], rows)
+        print()
+        console.table("what would run", ["", ""], _plan(config, config_name))
+        print()
+        costs: list[list[object]] = [
+            ["training, a sample", str(sample)],
+            ["training, all", str(trained)],
+            ["evaluation, an image", str(one_image)],
+            ["evaluation, all domains once", str(validation)],
+            ["the whole run", str(total)],
+        ]
+        console.table("cost", ["", "U-Net evaluations"], costs)
+    if faults:
+        raise _joined(faults)
+
+
+def find_data(data: DataConfig, *, classes: Sequence[str]) -> tuple[list[Found], list[DiffError]]:
+    """Every domain of the settings as found on disk, and what is wrong with those that are not there."""
+    found: list[Found] = []
+    faults: list[DiffError] = []
+    for use, entry in [("train", data.train), *(("eval", entry) for entry in data.eval)]:
+        try:
+            found.append(_find(entry, use=use, classes=classes))
+        except DiffError as error:
+            faults.append(error)
+    return found, faults
+
+
+def _find(entry: DomainConfig, *, use: str, classes: Sequence[str]) -> Found:
+    domain = open_domain(entry, purpose="train" if use == "train" else "eval", classes=classes)
+    images = [sample.image for sample in domain.samples if sample.image is not None]
+    labelled = sum(sample.label is not None or sample.scene is not None for sample in domain.samples)
+    return Found(
+        use=use,
+        domain=domain.name,
+        samples=len(domain.samples),
+        labels=labelled,
+        without_label=len(domain.missing.labels),
+        without_image=len(domain.missing.images),
+        place=_common_folder(images),
+    )
+
+
+def _common_folder(images: Sequence[Path]) -> str:
+    """The deepest folder that holds all of them."""
+    if not images:
+        return ""
+    first, last = min(images).parent.parts, max(images).parent.parts
+    same = next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
+    )
+    return str(Path(*first[:same]))
+
+
+def training_cost(config: RunConfig) -> tuple[Cost, Cost]:
+    """U-Net evaluations of one training sample (both branches with IPKL), and of all samples of a run."""
+    inversion, train = _inversion(config), config.train
+    sample = _unconditional(inversion)
+    if train.loss.ipkl:
+        sample = sample.plus(_conditional(inversion))
+    return sample, sample.times(train.iterations * train.batch_size * train.gradient_accumulation)
+
+
+def evaluation_cost(settings: EvalConfig, inversion: InversionConfig | None) -> Cost:
+    """U-Net evaluations of one image; a sliding window over images of unknown size counts one window."""
+    plain, conditional = _unconditional(inversion), _conditional(inversion)
+    cost = {"none": plain, "labels": conditional, "prediction": plain.plus(conditional)}[settings.reference]
+    views = sum(_windows(settings, scale) for scale in settings.scales)
+    return cost.times(views * (2 if settings.flip else 1))
+
+
+def validations(train: TrainConfig) -> int:
+    """How often all domains are evaluated: at every interval and at the end."""
+    interval = train.validate_interval
+    return 1 + ((train.iterations - 1) // interval if interval else 0)
+
+
+def _windows(settings: EvalConfig, scale: float) -> int:
+    if settings.mode == "whole" or settings.size is None:
+        return 1
+    size = Size(round(settings.size.width * scale), round(settings.size.height * scale))
+    return _starts(size.width, settings.window.width, settings.stride.width) * _starts(
+        size.height, settings.window.height, settings.stride.height
+    )
+
+
+def _starts(length: int, window: int, stride: int) -> int:
+    """Windows along one side, the last one flush with the end."""
+    return 1 if length <= window else 1 + -(-(length - window) // stride)
+
+
+def _inversion(config: RunConfig) -> InversionConfig | None:
+    """How the U-Net runs; None where only the VAE's latent is read."""
+    return None if config.model.decoder.features == "latent" else config.model.inversion
+
+
+def _unconditional(inversion: InversionConfig | None) -> Cost:
+    count = inversion.evaluations(0) if inversion else 0
+    return Cost(count, count)
+
+
+def _conditional(inversion: InversionConfig | None) -> Cost:
+    """From an image without any prompted class to one that holds them all."""
+    if inversion is None:
+        return Cost(0, 0)
+    own = set(inversion.class_prompts.values()) - {inversion.prompt, inversion.negative_prompt}
+    return Cost(inversion.evaluations(0), inversion.evaluations(len(own)))
+
+
+def _plan(config: RunConfig, config_name: str) -> list[list[object]]:
+    """What would run, in words."""
+    train, inversion, settings = config.train, config.model.inversion, config.eval
+    schedule = inversion.resolved_schedule()
+    batch = f"{train.batch_size}" + (
+        f" x {train.gradient_accumulation}" if train.gradient_accumulation > 1 else ""
+    )
+    name = inversion.schedule if isinstance(inversion.schedule, str) else "custom"
+    views = [
+        word
+        for word, on in (("mirrored too", settings.flip), ("sliding window", settings.mode == "slide"))
+        if on
+    ]
+    branches = f"both branches, {train.loss.consistency}" if train.loss.ipkl else "unconditional branch alone"
+    return [
+        ["run folder", f"runs/{config.name or config_name}"],
+        ["backbone", config.model.backbone.source],
+        ["schedule", f"{name}: {max(schedule.save_steps) + 1} steps, features of {len(schedule.save_steps)}"],
+        [
+            "training",
+            f"{train.iterations:,} iterations of {batch} crops {config.augmentation.crop}, {branches}",
+        ],
+        ["evaluation", ", ".join([f"at {settings.size or 'the size of each image'}", *views])],
+        ["evaluated", f"{validations(train)} time(s)" if config.data.eval else "never: data.eval is empty"],
+    ]
+
+
+def _joined(faults: list[DiffError]) -> DiffError:
+    """All faults as one error."""
+    if len(faults) == 1:
+        return faults[0]
+    lines = [f"  - {fault!s}" for fault in faults]
+    return DataError("\n".join([f"{len(faults)} domains cannot be used", *lines]))

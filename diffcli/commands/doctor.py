@@ -1,0 +1,151 @@
+"""`diff doctor`: what this machine has to run with, and what to do about what is missing."""
+
+import os
+import sys
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from diffcli import console
+from diffcli.config import DEFAULT_BACKBONE
+from diffcli.runs import versions
+
+HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
+"""Diffusion models that people use by their hub id."""
+
+EMBEDDED_ASSET = "assets/miniworld-sd"
+
+
+def run(*, json: bool = False) -> None:
+    """Print device, precisions, memory, versions and weights; advice goes to stderr."""
+    facts = {
+        "versions": versions(),
+        **_devices(),
+        "memory_gib": _memory(),
+        "weights": _weights(),
+        "extras": _extras(),
+    }
+    if json:
+        console.print_json(facts)
+    else:
+        console.table("versions", ["", ""], facts["versions"].items())
+        print()
+        console.table("devices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
+        print()
+        console.table(
+            "weights", ["model", "on this disk"], [[w["model"], w["path"] or "-"] for w in facts["weights"]]
+        )
+        print()
+        console.table(
+            "trackers",
+            ["package", "installed"],
+            [[k, "yes" if v else "-"] for k, v in facts["extras"].items()],
+        )
+    for line in _advice(facts):
+        console.say(line)
+
+
+def _devices() -> dict[str, Any]:
+    """Every device that PyTorch can compute on, with the precisions it is good for; empty with an error without PyTorch."""
+    try:
+        import torch
+    except ImportError as error:
+        return {"devices": [], "fault": f"torch cannot be imported: {error}"}
+    except OSError as error:
+        return {"devices": [], "fault": f"torch is broken: {error}"}
+    devices: list[dict[str, Any]] = []
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        facts = torch.cuda.get_device_properties(i)
+        bf16 = (facts.major, facts.minor) >= (8, 0) or torch.version.hip is not None
+        devices.append(
+            {
+                "device": f"cuda:{i}",
+                "what": facts.name,
+                "memory_gib": facts.total_memory / 2**30,
+                "precisions": ["fp16", *(["bf16"] if bf16 else []), "float32"],
+            }
+        )
+    if torch.backends.mps.is_available():
+        devices.append(
+            {"device": "mps", "what": "Apple GPU", "memory_gib": None, "precisions": ["fp16", "float32"]}
+        )
+    what = f"{torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}"
+    devices.append(
+        {"device": "cpu", "what": what, "memory_gib": _memory()["total"], "precisions": ["float32", "bf16"]}
+    )
+    return {"devices": devices, "cuda_build": torch.version.cuda or torch.version.hip}
+
+
+def _device_rows(facts: dict[str, Any]) -> list[list[object]]:
+    return [[d["device"], d["what"], d["memory_gib"], ", ".join(d["precisions"])] for d in facts["devices"]]
+
+
+def _memory() -> dict[str, float | None]:
+    """Main memory in GiB, in all and free for a new process; None where the system does not say."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = os.sysconf("SC_PHYS_PAGES") * page / 2**30, os.sysconf("SC_AVPHYS_PAGES") * page / 2**30
+    except (ValueError, OSError, AttributeError):
+        return {"total": None, "available": None}
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        available = free
+    return {"total": total, "available": available}
+
+
+def _weights() -> list[dict[str, str | None]]:
+    """The embedded model and those of the hub cache."""
+    asset = resources.files("diffcli") / EMBEDDED_ASSET
+    embedded = str(asset) if (asset / "model_index.json").is_file() else None
+    return [
+        {"model": "embedded", "path": embedded},
+        *({"model": name, "path": _cached(name)} for name in HUB_MODELS),
+    ]
+
+
+def _cached(model: str) -> str | None:
+    """The newest snapshot of a hub model that holds a U-Net."""
+    home = Path(
+        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    )
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    snapshots = hub / f"models--{model.replace('/', '--')}" / "snapshots"
+    complete = [folder.parent.parent for folder in snapshots.glob("*/unet/*.safetensors")]
+    return str(max(complete, key=lambda folder: folder.stat().st_mtime)) if complete else None
+
+
+def _extras() -> dict[str, bool]:
+    return {name: find_spec(name) is not None for name in ("tensorboard", "wandb", "mlflow")}
+
+
+def _advice(facts: dict[str, Any]) -> list[str]:
+    """What to do, a line each."""
+    lines = []
+    if "fault" in facts:
+        lines.append(
+            f"{facts['fault']}; install it again: {sys.executable} -m pip install --force-reinstall torch"
+        )
+    elif not any(device["device"].startswith(("cuda", "mps")) for device in facts["devices"]):
+        why = (
+            "this PyTorch is built without it"
+            if facts.get("cuda_build") is None
+            else "no driver or no device"
+        )
+        lines.append(
+            f"no GPU ({why}): the embedded model runs well on a CPU, a full-size one takes seconds a U-Net evaluation"
+        )
+    if facts["weights"][0]["path"] is None:
+        lines.append("the embedded model is missing: install diffcli again")
+    if facts["weights"][1]["path"] is None:
+        lines.append(
+            f"{DEFAULT_BACKBONE} is fetched on first use (5 GB); ahead of time: hf download {DEFAULT_BACKBONE}"
+        )
+    available = facts["memory_gib"]["available"]
+    if available is not None and available < 4:
+        lines.append(
+            f"only {available:.1f} GiB of memory are free: full-size models need 8, the embedded one 2"
+        )
+    return lines or ["everything is in place"]

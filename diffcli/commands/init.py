@@ -1,0 +1,32 @@
+"""`diff init`: a YAML file of every setting, with its default and its meaning."""
+
+import sys
+from pathlib import Path
+
+from diffcli import console
+from diffcli.config_file import commented_yaml
+from diffcli.errors import DiffError
+from diffcli.files import write_text
+
+
+def run(file: Path, *, force: bool = False) -> None:
+    """Write the commented defaults to `file`, or to stdout for "-".
+
+    Raises:
+        DiffError: the file exists (without `force`), or its folder cannot be written to.
+    """
+    if str(file) == "-":
+        sys.stdout.write(commented_yaml())
+        return
+    if file.is_dir():
+        raise DiffError(
+            "this is a folder", where=str(file), hint=f"name a file in it: {file / 'diffcli.yaml'}"
+        )
+    if file.exists() and not force:
+        raise DiffError(
+            "this file exists already", where=str(file), hint="choose another name, or add --force"
+        )
+    write_text(file, commented_yaml())
+    console.say(
+        f"wrote {file}: set data.train and data.eval, then `diff check {file}` and `diff train {file}`"
+    )

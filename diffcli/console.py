@@ -1,0 +1,302 @@
+"""What the terminal shows: words on stderr, data on stdout; coloured in a terminal, plain and aligned in a pipe."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_INTERVAL = 5.0
+"""Seconds between two progress lines in a pipe."""
+
+
+@cache
+def _words() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@cache
+def _data() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line of words on stderr; above the progress bar if one is shown."""
+    _words().print(Text(text))
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr; what matters first, the remedy after it."""
+    _words().print(Text.assemble(("warning: ", "bold yellow"), text))
+
+
+def fail(message: str, *, hint: str | None = None) -> None:
+    """Print why a command ended, and what to do about it, on stderr."""
+    _words().print(Text.assemble(("error: ", "bold red"), message))
+    if hint:
+        _words().print(Text.assemble(("  -> ", "bold"), hint))
+
+
+def print_text(text: str) -> None:
+    """Print text as it is on stdout."""
+    _data().print(Text(text))
+
+
+def print_json(value: Any) -> None:
+    """Print `value` as JSON on stdout; a number that is not finite becomes null, a path its text."""
+    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    footer: Iterable[Sequence[object]] = (),
+    digits: int = 2,
+    words: bool = False,
+) -> None:
+    """Print a table on stdout (on stderr with `words`): names to the left, numbers to the right, nothing cut off.
+
+    Args:
+        title: a line above it; an empty one is left out.
+        columns: headings; all empty ones are left out (a list of names and values).
+        rows: cells; None is shown as a dash, a float with `digits` decimals.
+        footer: further rows below a rule, for means and totals.
+    """
+    console = _words() if words else _data()
+    body, foot = [list(row) for row in rows], [list(row) for row in footer]
+    numeric = [
+        all(isinstance(row[i], int | float | None) for row in [*body, *foot]) and bool(body or foot)
+        for i in range(len(columns))
+    ]
+    head = [_cells(row, digits) for row in body]
+    tail = [_cells(row, digits) for row in foot]
+    if console.is_terminal:
+        console.print(_styled_table(title, columns, head, tail, numeric), soft_wrap=False)
+    else:
+        print("\n".join(_plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
+
+
+class Bar(Protocol):
+    """A task whose progress is shown."""
+
+    def update(self, advance: int = 1, **fields: object) -> None:
+        """Move on by `advance` steps and show `fields` (loss=0.4) from now on; a None field is removed."""
+
+    def describe(self, description: str) -> None:
+        """Change the name of the stage."""
+
+
+@contextmanager
+def progress(
+    description: str, total: int, *, completed: int = 0, unit: str = "samples", per_step: int = 1
+) -> Iterator[Bar]:
+    """Show stage, step, fields, rate and time left: a bar in a terminal, a line every few seconds in a pipe.
+
+    Progress inside progress (a validation during training) adds a bar below, or further lines.
+
+    Args:
+        description: the stage ("train", "validate night").
+        total: steps in all.
+        completed: steps done before (a resumed run); they do not count in the rate.
+        unit: what the rate counts.
+        per_step: units in a step (the batch size).
+    """
+    state = _State(description, total, completed, unit, per_step)
+    if not _words().is_terminal:
+        plain = _PlainBar(state)
+        yield plain
+        plain.finish()
+    elif _live:
+        yield from _add_bar(_live[-1], state)
+    else:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
+        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=_words(), transient=True) as live:
+            _live.append(live)
+            try:
+                yield from _add_bar(live, state)
+            finally:
+                _live.pop()
+        say(state.line())
+
+
+_live: list[Progress] = []
+"""The one live display, while it is shown."""
+
+
+class _State:
+    """Steps done, fields and the clock of one task."""
+
+    def __init__(self, description: str, total: int, completed: int, unit: str, per_step: int) -> None:
+        self.description, self.total, self.completed = description, total, completed
+        self.unit, self.per_step = unit, per_step
+        self.fields: dict[str, object] = {}
+        self._marks = [(time.monotonic(), completed)]
+
+    def update(self, advance: int, fields: dict[str, object]) -> None:
+        self.completed += advance
+        self.fields = {key: value for key, value in {**self.fields, **fields}.items() if value is not None}
+        now = time.monotonic()
+        if now - self._marks[-1][0] >= 1:
+            self._marks = [*self._marks[-30:], (now, self.completed)]
+
+    def facts(self) -> str:
+        """The fields, samples/s and time left, as in `loss 0.431 | 12.3 samples/s | ETA 1:23`."""
+        parts = [f"{key.replace('_', ' ')} {_short(value)}" for key, value in self.fields.items()]
+        start, before = self._marks[0]
+        seconds = time.monotonic() - start
+        if self.completed > before and seconds > 0:
+            rate = (self.completed - before) / seconds
+            parts.append(f"{_short(rate * self.per_step)} {self.unit}/s")
+            if self.completed < self.total:
+                parts.append(f"ETA {clock((self.total - self.completed) / rate)}")
+        return " | ".join(parts)
+
+    def line(self) -> str:
+        facts = self.facts()
+        return f"{self.description} {self.completed}/{self.total}" + (f" | {facts}" if facts else "")
+
+
+class _PlainBar:
+    """A line every `PLAIN_INTERVAL` seconds, and a last one at the end."""
+
+    def __init__(self, state: _State) -> None:
+        self.state = state
+        self._last = time.monotonic()
+        self._shown = -1
+
+    def update(self, advance: int = 1, **fields: object) -> None:
+        self.state.update(advance, fields)
+        if time.monotonic() - self._last >= PLAIN_INTERVAL:
+            self._show()
+
+    def describe(self, description: str) -> None:
+        self.state.description = description
+
+    def finish(self) -> None:
+        if self.state.completed != self._shown:
+            self._show()
+
+    def _show(self) -> None:
+        say(self.state.line())
+        self._last, self._shown = time.monotonic(), self.state.completed
+
+
+class _RichBar:
+    """One line of the live display."""
+
+    def __init__(self, live: Progress, task: TaskID, state: _State) -> None:
+        self.live, self.task, self.state = live, task, state
+
+    def update(self, advance: int = 1, **fields: object) -> None:
+        self.state.update(advance, fields)
+        self.live.update(self.task, completed=self.state.completed, facts=self.state.facts())
+
+    def describe(self, description: str) -> None:
+        self.state.description = description
+        self.live.update(self.task, description=description)
+
+
+def _add_bar(live: Progress, state: _State) -> Iterator[Bar]:
+    task = live.add_task(state.description, total=state.total, completed=state.completed, facts="")
+    try:
+        yield _RichBar(live, task, state)
+    finally:
+        live.remove_task(task)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:07, 12:34 or 1:02:03."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _cells(row: Sequence[object], digits: int) -> list[str]:
+    return [_cell(value, digits) for value in row]
+
+
+def _cell(value: object, digits: int) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def _plain_table(
+    title: str,
+    columns: Sequence[str],
+    body: list[list[str]],
+    foot: list[list[str]],
+    numeric: list[bool],
+) -> Iterator[str]:
+    """Lines of aligned text; column widths are those of the longest cell."""
+    rows = [list(columns), *body, *foot]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+
+    def line(row: list[str]) -> str:
+        cells = (
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    if title:
+        yield title
+    if any(columns):
+        yield line(list(columns))
+        yield rule
+    yield from map(line, body)
+    if foot:
+        yield rule
+        yield from map(line, foot)
+
+
+def _styled_table(
+    title: str,
+    columns: Sequence[str],
+    body: list[list[str]],
+    foot: list[list[str]],
+    numeric: list[bool],
+) -> Table:
+    """The same table for a terminal: long names fold onto a second line, numbers never."""
+    result = Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        show_header=any(columns),
+    )
+    for name, right in zip(columns, numeric, strict=True):
+        justify, style = ("right", "") if right else ("left", "cyan" if not result.columns else "")
+        result.add_column(Text(name), justify=justify, style=style, no_wrap=right, overflow="fold")  # type: ignore[arg-type]
+    for row in body:
+        result.add_row(*map(Text, row))
+    if foot:
+        result.add_section()
+    for row in foot:
+        result.add_row(*map(Text, row), style="bold")
+    return result
+
+
+def _jsonable(value: Any) -> Any:
+    """`value` without numbers that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(item) for item in value]
+    return value
