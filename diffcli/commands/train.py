@@ -1,0 +1,535 @@
+"""`diff train`: the IPKL recipe (method sections 2 and 3) from a config to a finished run folder.
+
+A run is a function of its config: sampling, augmentation, dropout and noise are all keyed by (seed, iteration), so that
+resuming needs only the weights, the optimizer and the iteration, and continues as if nothing had happened.
+"""
+
+import json as json_module
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from diffcli import console, evaluation
+from diffcli.config import EvalConfig, RunConfig, TrainConfig
+from diffcli.config_file import dump_config
+from diffcli.core.checkpoint import save_checkpoint
+from diffcli.core.device import resolve_device, resolve_precision
+from diffcli.core.inversion import noise_seed
+from diffcli.core.ipkl import IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
+from diffcli.core.model import SegmentationModel, build_model, to_model_range
+from diffcli.core.optim import learning_rate_factor, parameter_groups
+from diffcli.data.dataset import Domain, TrainingSet, open_domain
+from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.errors import CheckpointError, DiffError, TrainingError
+from diffcli.files import write_atomically, write_text
+from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS, create_run, versions
+
+
+def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:
+    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
+
+    Args:
+        config: the validated settings.
+        config_name: the YAML's name, which names the run where `config.name` does not.
+        resume: continue the newest unfinished run of that name.
+        runs: folder of all runs.
+        json: print the report on stdout instead of the table.
+
+    Raises:
+        DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
+    """
+    name = config.name or config_name
+    source, targets = _open_domains(config)
+    statistics = _statistics(config, source)
+    accelerator = build_accelerator(config.train)
+    folder = (
+        _unfinished_run(name, runs=runs, config=config) if resume else _new_run(name, accelerator, runs=runs)
+    )
+    samples = _training_set(config, source, statistics)
+    trainer = setup(config, folder=folder, accelerator=accelerator, samples=samples, targets=targets)
+    if accelerator.is_main_process:
+        write_text(folder / CONFIG, dump_config(config))
+        write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
+    if resume:
+        trainer.restore()
+    with _graceful_stop() as stop:
+        fit(trainer, stop)
+    _finish(trainer, json=json)
+
+
+def build_accelerator(train: TrainConfig) -> Accelerator:
+    """Device, mixed precision and trackers as configured; processes as `accelerate launch` made them."""
+    device = resolve_device(train.device)
+    precision = resolve_precision(train.precision, device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "float32" else precision,
+        log_with=list(train.trackers) or None,
+        project_dir="runs",
+    )
+
+
+@dataclass
+class Trainer:
+    """Everything one training run holds."""
+
+    config: RunConfig
+    folder: Path
+    accelerator: Accelerator
+    model: SegmentationModel
+    paired: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    samples: TrainingSet
+    targets: list[Domain]
+    iteration: int = 0
+    """Optimizer steps done."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """Iteration and score of the best checkpoint so far."""
+
+    def save(self) -> None:
+        """Write the last checkpoint and, in one file of its own, all that resuming needs."""
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        state = {
+            "iteration": self.iteration,
+            "best": self.best,
+            "decoder": self.model.decoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        with write_atomically(self.folder / RESUME) as temporary:
+            torch.save(state, temporary)
+        save_checkpoint(self.folder / LAST, self.model, info={"iteration": self.iteration})
+
+    def restore(self) -> None:
+        """Continue from what `save` wrote, and drop metrics of iterations that will run again."""
+        path = self.folder / RESUME
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot be read ({error})", where=str(path), hint="start over without --resume"
+            ) from error
+        self.iteration, self.best = state["iteration"], state["best"]
+        self.model.decoder.load_state_dict(state["decoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        metrics = self.folder / METRICS
+        if self.accelerator.is_main_process and metrics.is_file():
+            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json_module.loads(line)["iteration"] <= self.iteration]
+            write_text(metrics, "".join(f"{line}\n" for line in kept))
+        console.say(f"resuming {self.folder} at iteration {self.iteration} of {self.config.train.iterations}")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl and report to the trackers."""
+        if self.accelerator.is_main_process:
+            with (self.folder / METRICS).open("a") as file:
+                file.write(json_module.dumps({"iteration": self.iteration, **record}) + "\n")
+        self.accelerator.log(record, step=self.iteration)
+
+
+def setup(
+    config: RunConfig, *, folder: Path, accelerator: Accelerator, samples: TrainingSet, targets: list[Domain]
+) -> Trainer:
+    """Build model and optimizer on the accelerator's device, in its precision."""
+    train, device = config.train, accelerator.device
+    precision = resolve_precision(train.precision, device)
+    if train.trackers:
+        accelerator.init_trackers(folder.name, config={"config": dump_config(config)})
+    console.say(f"loading the diffusion model {config.model.backbone.source} on {device} in {precision}")
+    model = build_model(config.model, device=device, precision=precision, seed=train.seed)
+    model.decoder.train()
+    groups = parameter_groups(
+        model.decoder, learning_rate=train.learning_rate, head_multiplier=train.head_multiplier
+    )
+    optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
+    paired, prepared = accelerator.prepare(PairedDecoder(model.decoder), optimizer)
+    return Trainer(config, folder, accelerator, model, paired, prepared, samples, targets)
+
+
+def fit(trainer: Trainer, stop: "_Stop") -> None:
+    """Train to the last iteration, checkpointing and validating on the way.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite.
+        DataError: a bad sample; everything up to it is saved.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; everything up to it is saved.
+    """
+    train = trainer.config.train
+    batches = _batches(trainer)
+    per_iteration = train.batch_size * train.gradient_accumulation * trainer.accelerator.num_processes
+    with console.progress(
+        "train", train.iterations, completed=trainer.iteration, per_step=per_iteration
+    ) as bar:
+        mark = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
+        while trainer.iteration < train.iterations:
+            try:
+                record = training_step(trainer, batches)
+            except DiffError as error:
+                raise _kept(trainer, error) from error
+            trainer.iteration += 1
+            bar.update(loss=record["loss"])
+            if trainer.iteration % train.log_interval == 0 or trainer.iteration == train.iterations:
+                now = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
+                trainer.log({**record, "seconds": now[0] - mark[0], "unet_evaluations": now[1] - mark[1]})
+                mark = now
+            last = trainer.iteration == train.iterations
+            if train.validate_interval and trainer.iteration % train.validate_interval == 0 and not last:
+                validate(trainer)
+            if last or stop.requested or trainer.iteration % train.checkpoint_interval == 0:
+                trainer.save()
+            if stop.requested:
+                console.say(
+                    f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
+                )
+                raise KeyboardInterrupt
+
+
+def training_step(trainer: Trainer, batches: Iterator["_Batch"]) -> dict[str, Any]:
+    """One optimizer step: gradient accumulation, clipping, the schedule's rate. Returns what metrics.jsonl records."""
+    train, accelerator = trainer.config.train, trainer.accelerator
+    factor = learning_rate_factor(
+        trainer.iteration,
+        iterations=train.iterations,
+        warmup_iterations=train.warmup_iterations,
+        warmup_ratio=train.warmup_ratio,
+    )
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    total: dict[str, float] = {}
+    files: list[str] = []
+    for micro in range(train.gradient_accumulation):
+        batch = next(batches)
+        files += batch.files
+        synchronised = micro == train.gradient_accumulation - 1
+        with nullcontext() if synchronised else accelerator.no_sync(trainer.paired):
+            # keyed, and after the loader, which draws from the same generator when it starts: resuming repeats dropout
+            key = f"dropout/{trainer.iteration}/{micro}/{accelerator.process_index}"
+            torch.manual_seed(noise_seed(train.seed, key))
+            losses = _losses(trainer, batch)
+            for key, value in _values(losses).items():
+                total[key] = total.get(key, 0.0) + value / train.gradient_accumulation
+            if not np.isfinite(total["loss"]):
+                raise _not_finite("loss", trainer, files)
+            accelerator.backward(losses.total / train.gradient_accumulation)
+    norm = _clip(trainer)
+    if not np.isfinite(norm) and accelerator.scaler is None:
+        raise _not_finite("gradient", trainer, files)
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return {**total, "gradient_norm": norm, "learning_rate": train.learning_rate * factor}
+
+
+def _losses(trainer: Trainer, batch: "_Batch") -> IPKLLosses:
+    """Both passes of one micro-batch through the frozen half, then through the trained one."""
+    device, loss = trainer.model.device, trainer.config.train.loss
+    images, labels = to_model_range(batch.images).to(device), batch.labels.to(device)
+    features = extract_pair(
+        trainer.model.extractor,
+        images,
+        labels,
+        identities=batch.identities,
+        seed=trainer.config.train.seed,
+        ipkl=loss.ipkl,
+    )
+    with trainer.accelerator.autocast():
+        conditional, unconditional = trainer.paired(features.conditional, features.unconditional)
+    return ipkl_loss(unconditional, conditional, labels, loss)
+
+
+def _values(losses: IPKLLosses) -> dict[str, float]:
+    """The loss terms as numbers; one transfer from the device."""
+    terms = {
+        "loss": losses.total,
+        "loss_unconditional": losses.unconditional,
+        "loss_conditional": losses.conditional,
+        "consistency": losses.consistency,
+    }
+    present = {name: value.detach().float() for name, value in terms.items() if value is not None}
+    return dict(zip(present, torch.stack(list(present.values())).tolist(), strict=True))
+
+
+def _clip(trainer: Trainer) -> float:
+    """Clip the gradients as configured; their norm before it."""
+    limit = trainer.config.train.clip_norm
+    norm = trainer.accelerator.clip_grad_norm_(
+        trainer.paired.parameters(), float("inf") if limit is None else limit
+    )
+    return float(norm) if norm is not None else 0.0
+
+
+def _not_finite(what: str, trainer: Trainer, files: Sequence[str]) -> TrainingError:
+    last = trainer.folder / LAST
+    kept = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint was written yet"
+    return TrainingError(
+        f"the {what} is not finite at iteration {trainer.iteration}, on {', '.join(files)}",
+        where=str(trainer.folder),
+        hint=f"{kept}; lower train.learning_rate or set train.precision to float32 or bf16",
+    )
+
+
+def _kept(trainer: Trainer, error: DiffError) -> DiffError:
+    """Save the work done before an error in the data, and say so; a loss that is not finite saves nothing."""
+    if isinstance(error, TrainingError) or trainer.iteration == 0:
+        return error
+    trainer.save()
+    remedy = error.hint or "mend or remove the file"
+    error.hint = f"{remedy}; iterations up to {trainer.iteration} are saved: --resume continues"
+    return error
+
+
+def validate(trainer: Trainer) -> list[evaluation.DomainScores]:
+    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains)."""
+    if not trainer.targets:
+        return []
+    model, config = trainer.model, trainer.config
+    model.decoder.eval()
+    scores = evaluate_all(model, trainer.targets, config.eval, workers=config.data.workers)
+    model.decoder.train()
+    means = {s.name: s.scores.mean_iou for s in scores}
+    mean = float(np.nanmean(list(means.values())))
+    trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
+    listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
+    console.say(f"iteration {trainer.iteration}: mIoU {100 * mean:.2f} ({listed})")
+    if trainer.accelerator.is_main_process and mean > trainer.best.get("mean_iou", -1.0):
+        trainer.best = {"iteration": trainer.iteration, "mean_iou": mean}
+        save_checkpoint(trainer.folder / BEST, model, info=trainer.best)
+    return scores
+
+
+def evaluate_all(
+    model: SegmentationModel, domains: Sequence[Domain], config: EvalConfig, *, workers: int
+) -> list[evaluation.DomainScores]:
+    """Scores of every domain, with progress."""
+    scores = []
+    for domain in domains:
+        with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
+            scores.append(
+                evaluation.evaluate_domain(
+                    model, domain, config, workers=workers, progress=lambda: bar.update()
+                )
+            )
+    return scores
+
+
+def _finish(trainer: Trainer, *, json: bool) -> None:
+    """The last validation, the report, the picture and the table."""
+    scores = validate(trainer)
+    if not trainer.accelerator.is_main_process:
+        return
+    trainer.accelerator.end_training()
+    if not (trainer.folder / BEST).is_file():
+        save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
+    report = evaluation.report(scores, model=trainer.config.model, settings=trainer.config.eval)
+    report["training"] = {
+        "iterations": trainer.iteration,
+        "best": trainer.best,
+        "source": trainer.config.data.train.domain,
+    }
+    if scores:
+        evaluation.write_picture(trainer.folder / PICTURE, scores, model=trainer.config.model)
+    write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
+    (trainer.folder / RESUME).unlink(missing_ok=True)
+    if json:
+        console.print_json({"run": str(trainer.folder), **report})
+    else:
+        evaluation.print_table(scores, model=trainer.config.model)
+    console.say(f"run folder: {trainer.folder}")
+
+
+def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
+    """List the source and every target before anything heavy is loaded."""
+    classes = config.model.classes
+    source = open_domain(config.data.train, purpose="train", classes=classes)
+    return source, [open_domain(entry, purpose="eval", classes=classes) for entry in config.data.eval]
+
+
+def _statistics(config: RunConfig, source: Domain) -> ClassStatistics | None:
+    """Class shares of the source, where rare class sampling needs them; cached between runs."""
+    if config.train.rare_class_sampling is None:
+        return None
+    with console.progress("count classes", len(source)) as bar:
+        return class_statistics(
+            source, workers=config.data.workers, progress=lambda _done, _total: bar.update()
+        )
+
+
+def _training_set(config: RunConfig, source: Domain, statistics: ClassStatistics | None) -> TrainingSet:
+    samples = TrainingSet(
+        source,
+        augmentation=config.augmentation,
+        rare_classes=config.train.rare_class_sampling,
+        statistics=statistics,
+        seed=config.train.seed,
+    )
+    if samples.rare is not None and samples.rare.left_out:
+        names = ", ".join(config.model.classes[train_id] for train_id in samples.rare.left_out)
+        console.say(f"rare class sampling leaves out classes that no image holds enough of: {names}")
+    return samples
+
+
+def _new_run(name: str, accelerator: Accelerator, *, runs: Path) -> Path:
+    """A fresh run folder, the same in every process."""
+    made = [create_run(name, runs=runs) if accelerator.is_main_process else None]
+    folder = broadcast_object_list(made)[0]
+    assert isinstance(folder, Path)
+    return folder
+
+
+def _unfinished_run(name: str, *, runs: Path, config: RunConfig) -> Path:
+    """The newest run of that name that can be resumed, checked to be of the same settings."""
+    candidates = [
+        path.parent.parent for path in runs.glob(f"*/{RESUME}") if _named(path.parent.parent.name, name)
+    ]
+    if not candidates:
+        raise CheckpointError(
+            f"no unfinished run named {name} to resume", where=str(runs), hint="start it without --resume"
+        )
+    folder = max(candidates, key=lambda path: (path / RESUME).stat().st_mtime)
+    if (folder / CONFIG).read_text() != dump_config(config):
+        before, now = (folder / CONFIG).read_text().splitlines(), dump_config(config).splitlines()
+        changed = sorted(set(now) - set(before))
+        raise CheckpointError(
+            f"the settings changed since ({'; '.join(line.strip() for line in changed[:3])})",
+            where=str(folder / CONFIG),
+            hint="resume with the same settings, or start a new run without --resume",
+        )
+    return folder
+
+
+def _named(folder: str, name: str) -> bool:
+    """A run folder's name is the run's, or that with a number."""
+    return folder == name or (folder.startswith(f"{name}-") and folder[len(name) + 1 :].isdigit())
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One micro-batch of one process."""
+
+    images: Tensor
+    """B,H,W,3 uint8."""
+    labels: Tensor
+    """B,H,W int64 train ids."""
+    identities: list[str]
+    files: list[str]
+
+
+class _Draws(Sampler[int]):
+    """Numbers of the samples that this process still has to see; they, not the position, decide what is drawn."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        train, accelerator = trainer.config.train, trainer.accelerator
+        steps = range(
+            trainer.iteration * train.gradient_accumulation, train.iterations * train.gradient_accumulation
+        )
+        size, count = train.batch_size, accelerator.num_processes
+        self.first = [(step * count + accelerator.process_index) * size for step in steps]
+        self.size = size
+
+    def __iter__(self) -> Iterator[int]:
+        return (first + i for first in self.first for i in range(self.size))
+
+    def __len__(self) -> int:
+        return len(self.first) * self.size
+
+
+class _Guarded:
+    """Hands a user's fault from a worker process to the main one as a value, so that its message stays clean."""
+
+    def __init__(self, samples: TrainingSet) -> None:
+        self.samples = samples
+
+    def __getitem__(self, draw: int) -> dict[str, Any] | DiffError:
+        try:
+            return self.samples[draw]
+        except DiffError as error:
+            return error
+
+
+def _collate(samples: list[dict[str, Any] | DiffError]) -> _Batch | DiffError:
+    good = [sample for sample in samples if not isinstance(sample, DiffError)]
+    for sample in samples:
+        if isinstance(sample, DiffError):
+            return sample
+
+    def stack(key: str) -> NDArray[np.uint8]:
+        return np.stack([sample[key] for sample in good])
+
+    return _Batch(
+        images=torch.from_numpy(stack("image")),
+        labels=torch.from_numpy(stack("label")).long(),
+        identities=[sample["identity"] for sample in good],
+        files=[sample["file"] for sample in good],
+    )
+
+
+def _batches(trainer: Trainer) -> Iterator[_Batch]:
+    """This process's micro-batches from the current iteration to the last."""
+    workers = trainer.config.data.workers
+    loader = DataLoader(
+        _Guarded(trainer.samples),  # type: ignore[arg-type]
+        batch_size=trainer.config.train.batch_size,
+        sampler=_Draws(trainer),
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=_worker,
+        pin_memory=trainer.model.device.type == "cuda",
+    )
+    for batch in loader:
+        if isinstance(batch, DiffError):
+            raise batch
+        yield batch
+
+
+def _worker(number: int) -> None:
+    """Set up a loading process; the graceful stop is the main process's business."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    evaluation.single_threaded(number)
+
+
+class _Stop:
+    """Whether the user or the scheduler asked to stop."""
+
+    requested = False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        console.say(
+            f"{signal.Signals(number).name}: finishing this iteration and saving; again to stop at once"
+        )
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[_Stop]:
+    """Ctrl-C and SIGTERM end training after the current iteration, with everything saved."""
+    stop = _Stop()
+    signals: tuple[Literal[signal.Signals.SIGINT, signal.Signals.SIGTERM], ...] = (
+        signal.SIGINT,
+        signal.SIGTERM,
+    )
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

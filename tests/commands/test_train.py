@@ -1,0 +1,257 @@
+"""Training: what a run folder holds, resuming to the last digit, and every way in which a run must stop well."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors import safe_open
+
+from diffcli.commands import train
+from diffcli.config import RunConfig
+from diffcli.core.checkpoint import load_model
+from diffcli.errors import CheckpointError, DataError, TrainingError
+from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+
+TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator() -> None:
+    """Accelerate fixes the precision once a process; each test is its own run."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def tiny_config(**changes: Any) -> RunConfig:
+    """Ten seconds of training on a random-weight pipeline; `changes` are dotted settings, dots as two underscores."""
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "model": {
+            "backbone": {"source": str(TINY_SD)},
+            "inversion": {"schedule": "one_step"},
+            "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
+        },
+        "data": {
+            "train": {"domain": "miniworld/clean", "count": 6},
+            "eval": [{"domain": "miniworld/night", "count": 2}],
+            "workers": 0,
+        },
+        "augmentation": {"crop": "64x64"},
+        "train": {
+            "iterations": 6,
+            "batch_size": 2,
+            "learning_rate": 1e-3,
+            "head_multiplier": 1,
+            "warmup_iterations": 2,
+            "log_interval": 1,
+            "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
+            "device": "cpu",
+        },
+        "eval": {"size": "128x64"},
+    }
+    for key, value in changes.items():
+        node = tree
+        *path, last = key.split("__")
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return RunConfig.model_validate(tree)
+
+
+def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
+    train.run(config, config_name="tiny", resume=resume, runs=runs, json=True)
+    return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without the clock."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+class StopAt(train._Stop):
+    """A Ctrl-C that comes in a known iteration."""
+
+    def __init__(self, trainer: train.Trainer, iteration: int) -> None:
+        self.trainer, self.iteration = trainer, iteration
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        return self.trainer.iteration >= self.iteration
+
+
+def interrupted(config: RunConfig, runs: Path, *, at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that a signal ends after `at` iterations."""
+    fit = train.fit
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", lambda trainer, _stop: fit(trainer, StopAt(trainer, at)))
+        with pytest.raises(KeyboardInterrupt):
+            start(config, runs)
+    return runs / "tiny"
+
+
+def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start(tiny_config(), tmp_path)
+    for name in (CONFIG, VERSIONS, METRICS, LAST, BEST, REPORT, PICTURE):
+        assert (folder / name).is_file(), name
+    assert not (folder / RESUME).exists()
+    assert json.loads(capsys.readouterr().out)["run"] == str(folder)
+    losses = [line for line in metrics(folder) if "loss" in line]
+    assert [line["iteration"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert all(
+        line["loss"]
+        == pytest.approx(
+            line["loss_conditional"] + line["loss_unconditional"] + line["consistency"], rel=1e-5
+        )
+        for line in losses
+    )
+
+
+def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
+    folder = start(tiny_config(train__iterations=1), tmp_path)
+    with safe_open(folder / LAST, framework="pt") as file:
+        assert {name.split(".")[0] for name in file.keys()} == {"fusion", "pyramid", "head"}  # noqa: SIM118
+    model = load_model(folder / LAST)
+    assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
+
+
+def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config()
+    straight = start(config, tmp_path / "straight")
+    folder = interrupted(config, tmp_path / "resumed", at=3, monkeypatch=monkeypatch)
+    assert (folder / RESUME).is_file()
+    assert not (folder / REPORT).exists()
+    resumed = start(config, tmp_path / "resumed", resume=True)
+    assert resumed == folder
+    assert metrics(resumed) == metrics(straight)
+    before, after = load_model(straight / LAST), load_model(resumed / LAST)
+    for name, tensor in before.decoder.state_dict().items():
+        assert torch.equal(tensor, after.decoder.state_dict()[name]), name
+
+
+def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
+    alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
+    helped = start(tiny_config(train__iterations=3, data__workers=2), tmp_path / "helped")
+    assert metrics(alone) == metrics(helped)
+
+
+def test_resume_refuses_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(tiny_config(), tmp_path, at=2, monkeypatch=monkeypatch)
+    with pytest.raises(CheckpointError, match=r"settings changed.*learning_rate: 0.01"):
+        start(tiny_config(train__learning_rate=0.01), tmp_path, resume=True)
+
+
+def test_resume_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no unfinished run named tiny"):
+        start(tiny_config(), tmp_path, resume=True)
+
+
+def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
+    config = tiny_config(train__learning_rate=1e30, train__warmup_iterations=0, train__checkpoint_interval=1)
+    with pytest.raises(TrainingError, match=r"not finite at iteration [1-5], on miniworld_") as error:
+        start(config, tmp_path)
+    assert "last good checkpoint" in str(error.value)
+    state = load_model(tmp_path / "tiny" / LAST).decoder.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_bad_sample_keeps_the_work_before_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for index in range(4):
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+            tmp_path / f"data/images/{index}.png"
+        )
+        Image.fromarray(rng.integers(0, 19, (64, 64), dtype=np.uint8)).save(
+            tmp_path / f"data/labels/{index}.png"
+        )
+    (tmp_path / "data/images/3.png").write_bytes(b"not a picture")
+    config = tiny_config(
+        data__train={"domain": "folder", "root": str(tmp_path / "data")},
+        train__rare_class_sampling=None,
+        train__batch_size=1,
+        train__seed=next(seed for seed in range(20) if _first_draw_of_last_image(seed, tmp_path) == 2),
+    )
+    with pytest.raises(DataError, match=r"3\.png") as error:
+        start(config, tmp_path / "runs")
+    assert "iterations up to 2 are saved" in str(error.value)
+    assert (tmp_path / "runs" / "tiny" / RESUME).is_file()
+
+
+def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
+    """The draw at which a seed first meets the damaged picture."""
+    config = tiny_config(
+        data__train={"domain": "folder", "root": str(tmp_path / "data")},
+        train__rare_class_sampling=None,
+        train__seed=seed,
+    )
+    source, _ = train._open_domains(config)
+    samples = train._training_set(config, source, None)
+    for draw in range(4):
+        try:
+            samples[draw]
+        except DataError:
+            return draw
+    return -1
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_autocast_on_cpu(tmp_path: Path, precision: str) -> None:
+    folder = start(tiny_config(train__iterations=2, train__precision=precision), tmp_path)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    full = start(tiny_config(train__iterations=2), tmp_path / "full")
+    pairs = zip(metrics(folder)[:2], metrics(full)[:2], strict=True)
+    assert all(a["loss"] == pytest.approx(b["loss"], rel=0.05) and a["loss"] != b["loss"] for a, b in pairs)
+
+
+def test_evaluations_are_counted(tmp_path: Path) -> None:
+    """Without IPKL a one-step sample costs one U-Net evaluation; accumulation multiplies samples."""
+    config = tiny_config(train__iterations=2, train__gradient_accumulation=3, train__loss={"ipkl": False})
+    folder = start(config, tmp_path)
+    assert [line["unet_evaluations"] for line in metrics(folder) if "loss" in line] == [6, 6]
+
+
+@pytest.mark.parametrize("consistency", ["mse", "kl", "ce", "dice"])
+def test_every_consistency_loss_trains(tmp_path: Path, consistency: str) -> None:
+    config = tiny_config(
+        train__iterations=1, train__loss={"consistency": consistency, "detach_teacher": True}
+    )
+    assert "consistency" in metrics(start(config, tmp_path))[0]
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    """As `accelerate launch` or torchrun start it: one run folder, one log, a batch twice as large."""
+    from diffcli.config_file import dump_config
+
+    config = tmp_path / "tiny.yaml"
+    config.write_text(dump_config(tiny_config(train__iterations=2, data__eval=[])))
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "diffcli",
+    ]
+    source = Path(train.__file__).parents[2]
+    done = subprocess.run(
+        [*launch, "train", str(config)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert [line["iteration"] for line in metrics(tmp_path / "runs" / "tiny")] == [1, 2]
