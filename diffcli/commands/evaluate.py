@@ -1,0 +1,261 @@
+"""`diff eval`: scores of trained runs on labelled domains: tables, report.json, CSV, Markdown and a picture."""
+
+import csv
+import io
+import json as json_module
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from diffcli import __version__, console
+from diffcli.config import DomainConfig
+from diffcli.core.model import SegmentationModel
+from diffcli.data.dataset import Domain, open_domain
+from diffcli.data.roots import expand_domains
+from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.evaluation import (
+    DomainScores,
+    Table,
+    blocks,
+    evaluate_domain,
+    markdown,
+    print_table,
+    report,
+    summary_table,
+    write_picture,
+)
+from diffcli.files import write_text
+from diffcli.inference import OpenRun, open_run
+
+
+def run(
+    runs: Sequence[Path],
+    *,
+    domains: str | None = None,
+    root: Path | None = None,
+    overrides: Sequence[str] = (),
+    output: Path | None = None,
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Evaluate every run on every domain; print the tables and write a folder of reports for each run.
+
+    Args:
+        runs: run folders, exported folders or checkpoint files.
+        domains: a name, "all" or a comma list; None takes the run's own data.eval.
+        root: where the one named domain lies.
+        overrides: "eval.flip=true" and the like.
+        output: folder of the reports; None takes RUN/eval/<time>.
+        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
+        json: print the reports on stdout instead of tables.
+
+    Raises:
+        DiffError: nothing could be evaluated; or, after all else is done and written, something could not.
+    """
+    opened = [open_run(path, overrides=overrides) for path in runs]
+    _refuse_equal_names(opened)
+    results = []
+    for trained in opened:
+        folder = _output_folder(trained, output, several=len(opened) > 1)
+        result = _evaluate(trained, _entries(trained, domains, root), folder=folder, device=device)
+        results.append(result)
+        if result.scores:
+            write_reports(result)
+        if not json:
+            _tell(result, heading=len(opened) > 1)
+    if json:
+        console.print_json(
+            {"runs": [result.report for result in results]} if len(opened) > 1 else results[0].report
+        )
+    elif len(opened) > 1:
+        for block in blocks(comparison(results), width=shutil.get_terminal_size().columns):
+            console.table(*block[:3], footer=block.footer)
+    _raise_problems(results)
+
+
+@dataclass
+class Result:
+    """One run's evaluation."""
+
+    run: OpenRun
+    folder: Path
+    scores: list[DomainScores] = field(default_factory=list)
+    errors: list[DiffError] = field(default_factory=list)
+    """Domains that could not be evaluated at all."""
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def comparison(results: Sequence[Result]) -> Table:
+    """Mean IoU over the classes present, in percent: a row a domain, a column a run."""
+    means = [{one.name: 100 * one.scores.mean_iou_present for one in result.scores} for result in results]
+    names = list(dict.fromkeys(name for own in means for name in own))
+    rows: list[list[object]] = [[name, *(own.get(name) for own in means)] for name in names]
+    everywhere = [name for name in names if all(name in own for own in means)]
+    average = [
+        sum(own[name] for name in everywhere) / len(everywhere) if everywhere else None for own in means
+    ]
+    title = "mean IoU in percent (classes present)"
+    return Table(title, ["domain", *(r.run.name for r in results)], rows, [["mean over domains", *average]])
+
+
+def write_reports(result: Result) -> None:
+    """Write report.json, report.csv, report.md and picture.png into the result's folder."""
+    model, scores = result.run.config.model, result.scores
+    write_text(result.folder / "report.json", json_module.dumps(result.report, indent=2, ensure_ascii=False))
+    write_text(result.folder / "report.csv", _csv(result.report))
+    write_text(result.folder / "report.md", _markdown(result))
+    write_picture(result.folder / "picture.png", scores, model=model)
+
+
+def _evaluate(
+    trained: OpenRun, entries: Sequence[DomainConfig], *, folder: Path, device: str | None
+) -> Result:
+    """Evaluate one run on every domain that can be opened; what cannot is kept in `errors`."""
+    result = Result(trained, folder)
+    domains = _open_domains(result, entries)
+    model = trained.load_model(device=device)
+    for domain in domains:
+        try:
+            with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
+                result.scores.append(
+                    evaluate_domain(
+                        model,
+                        domain,
+                        trained.config.eval,
+                        workers=trained.config.data.workers,
+                        progress=bar.update,
+                    )
+                )
+        except DataError as error:
+            result.errors.append(error)
+            console.warn(str(error))
+    told = report(result.scores, model=model.config, settings=trained.config.eval)
+    result.report = {**_about(trained, model), **told}
+    return result
+
+
+def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:
+    """The domains that are there; raises where none is."""
+    domains = []
+    for entry in entries:
+        try:
+            domains.append(open_domain(entry, purpose="eval", classes=result.run.config.model.classes))
+        except DataError as error:
+            if len(entries) == 1:
+                raise
+            result.errors.append(error)
+            console.warn(str(error))
+    if not domains:
+        raise DataError(
+            "none of the domains can be read",
+            hint="`diff domains` says what is there; DIFFCLI_DATA names their folder",
+        )
+    return domains
+
+
+def _entries(trained: OpenRun, domains: str | None, root: Path | None) -> list[DomainConfig]:
+    """What to evaluate on: names of the run's own domains mean these, any other name the known domain."""
+    own = trained.config.data.eval
+    if domains is None:
+        if not own:
+            raise ConfigError(
+                "no domain is named", where=str(trained.path), hint="--domain NAME, or --domain all"
+            )
+        return list(own)
+    if root is not None:
+        return expand_domains(domains, root=root)
+    entries: list[DomainConfig] = []
+    for name in (part.strip() for part in domains.split(",")):
+        meant = [entry for entry in own if name in (entry.name, entry.domain)]
+        entries += meant or expand_domains(name)
+    return list({(entry.name, entry.domain, entry.root): entry for entry in entries}.values())
+
+
+def _output_folder(trained: OpenRun, output: Path | None, *, several: bool) -> Path:
+    """Where the reports go: fresh by default, as told with -o (a sub-folder a run, if there are several)."""
+    if output is not None:
+        return output / trained.name if several else output
+    base = trained.folder / "eval" if trained.folder is not None else Path("eval") / trained.name
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    taken = sum(1 for _ in base.glob(f"{stamp}*"))
+    return base / (f"{stamp}-{taken + 1}" if taken else stamp)
+
+
+def _refuse_equal_names(opened: Sequence[OpenRun]) -> None:
+    names = [trained.name for trained in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"two runs are named {', '.join(twice)}", hint="one table cannot tell them apart: rename a folder"
+        )
+
+
+def _about(trained: OpenRun, model: SegmentationModel) -> dict[str, Any]:
+    """What was evaluated, with what, when."""
+    info = trained.checkpoint.info
+    return {
+        "diffcli": __version__,
+        "run": str(trained.path),
+        "checkpoint": trained.weights.name,
+        "iteration": info.get("iteration"),
+        "backbone": model.config.backbone.source,
+        "device": str(model.device),
+        "precision": model.precision,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _tell(result: Result, *, heading: bool) -> None:
+    if heading:
+        console.say(f"run {result.run.name}")
+    if not result.scores:
+        return
+    print_table(result.scores, model=result.run.config.model)
+    console.say(f"reports: {result.folder}")
+
+
+def _csv(told: dict[str, Any]) -> str:
+    """One line a domain and class, shares 0..1, then the domain's means."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["domain", "class", "iou", "accuracy", "precision", "dice", "pixels"])
+    for one in told["domains"]:
+        for name, values in one["per_class"].items():
+            writer.writerow([one["name"], name, *values.values()])
+        writer.writerow(
+            [one["name"], f"mean of all {len(told['classes'])}", one["mean_iou_all"], "", "", "", ""]
+        )
+        writer.writerow([one["name"], "mean of classes present", one["mean_iou_present"], "", "", "", ""])
+    return text.getvalue()
+
+
+def _markdown(result: Result) -> str:
+    about = result.report
+    facts = {
+        key: about[key]
+        for key in ("run", "checkpoint", "iteration", "backbone", "precision", "diffcli", "time")
+    }
+    settings = [f"- {key}: {value}" for key, value in {**facts, **about["eval"]}.items()]
+    return "\n".join([markdown(summary_table(result.scores, model=result.run.config.model)), *settings, ""])
+
+
+def _raise_problems(results: Sequence[Result]) -> None:
+    """End with an error if anything was left out, after all the rest is done."""
+    errors = [error for result in results for error in result.errors]
+    skipped = [one for result in results for one in result.scores if one.skipped]
+    if not errors and not skipped:
+        return
+    lines = [f"  - {str(error).splitlines()[0]}" for error in errors]
+    for one in skipped:
+        lines.append(
+            f"  - {one.name}: {one.skipped} of {one.skipped + one.samples} images are not in its scores:"
+        )
+        lines += [f"      {str(problem).splitlines()[0]}" for problem in one.problems]
+    done = any(result.scores for result in results)
+    what = "not every domain was evaluated in full" if done else "nothing was evaluated"
+    raise DataError(
+        "\n".join([what, *lines]), hint="mend or take out these files; the rest is evaluated and written"
+    )

@@ -1,0 +1,355 @@
+"""`diff predict`: images to masks. Files, folders and globs in; palette PNGs of train ids in the same tree out."""
+
+import glob
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffcli import console
+from diffcli.config import EvalConfig
+from diffcli.core.model import SegmentationModel
+from diffcli.data.images import read_image
+from diffcli.data.labels import read_pixels
+from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
+from diffcli.domains import IGNORE_ID
+from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.files import write_atomically
+from diffcli.inference import OpenRun, network_image, open_run, segment_images
+from diffcli.pictures import Pixels, blend, class_palette, mask_image
+
+READERS, READ_AHEAD = 2, 8
+"""Threads that read images, and how many they read before they are wanted; decoding releases Python's lock."""
+OVERLAY_SUFFIX = "_overlay.jpg"
+
+
+def run(
+    images: Sequence[str],
+    *,
+    run: Path,
+    output: Path,
+    overlay: bool = False,
+    reference: Path | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    json: bool = False,
+) -> None:
+    """Write a mask for every image below `output`, in the tree of the images.
+
+    The noise is seeded by the file's stem: an image has the same mask wherever it lies and whatever lies beside it.
+
+    Args:
+        images: files, folders (with their sub-folders) and globs.
+        run: a run folder, an exported folder or a checkpoint file.
+        overlay: also write <stem>_overlay.jpg, the colours laid over the image.
+        reference: folder of masks (train ids, same stems) that turn the conditional branch on.
+        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
+        overrides: "eval.size=512x256" and the like.
+        json: print what was written as JSON on stdout.
+
+    Raises:
+        DataError: no images; or, after all else is done, some could not be read.
+        DiffError: see `open_run`, `OpenRun.load_model` and `segment_images`.
+    """
+    jobs = plan(images, output=output, references=reference)
+    trained = open_run(run, overrides=overrides)
+    settings = _settings(trained, reference)
+    model = trained.load_model(device=device)
+    replaced = sum(job.mask.exists() for job in jobs)
+    outcome = segment_files(model, jobs, settings, overlay=overlay)
+    console.say(
+        f"{len(outcome.written)} masks in {output}"
+        + (f" ({replaced} files there were replaced)" if replaced else "")
+    )
+    if json:
+        console.print_json(_report(outcome, run=run, output=output, overlay=overlay))
+    if outcome.failed:
+        raise _failure(outcome, count=len(jobs))
+
+
+# ------------------------------------------------------------------------------------------------- planning
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image and where its mask goes."""
+
+    image: Path
+    mask: Path
+    reference: Path | None = None
+
+    @property
+    def overlay(self) -> Path:
+        """Where its overlay goes."""
+        return self.mask.with_name(self.mask.stem + OVERLAY_SUFFIX)
+
+
+def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None) -> list[Job]:
+    """Every image once, in order, with its mask below `output` at its place below the inputs' common folder.
+
+    Two images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). What lies below `output` is no
+    input, unless it is named itself.
+
+    Raises:
+        DataError: an input is missing, nothing is found, or a mask would replace an image.
+    """
+    if output.exists() and not output.is_dir():
+        raise DataError("the output is a file", where=str(output), hint="give a folder: -o masks")
+    found = [_found(text, output=os.path.abspath(output)) for text in inputs]
+    files = list(dict.fromkeys(path for _, paths in found for path in paths))
+    if not files:
+        raise DataError(
+            "no images found",
+            where=", ".join(inputs),
+            hint="give image files, a folder that holds some, or a quoted glob",
+        )
+    base = os.path.commonpath([root for root, _ in found])
+    names = {path: os.path.relpath(path, base) for path in files}
+    stems = Counter(os.path.splitext(name)[0] for name in names.values())
+    masks = {
+        path: name if stems[os.path.splitext(name)[0]] > 1 else os.path.splitext(name)[0]
+        for path, name in names.items()
+    }
+    jobs = [Job(Path(path), output / f"{mask}.png") for path, mask in masks.items()]
+    _refuse_overwriting(jobs)
+    return jobs if references is None else _with_references(jobs, references, output=output)
+
+
+def _found(text: str, *, output: str) -> tuple[str, list[str]]:
+    """(the folder below which the tree is kept, images) of one input, all absolute and sorted."""
+    path = os.path.abspath(os.path.expanduser(text))
+    if os.path.isdir(path):
+        if path == output:
+            raise DataError(
+                "images and masks would share this folder", where=text, hint="give another one: -o masks"
+            )
+        return path, sorted(file for _, file in walk_images(Path(path)) if not _is_below(file, output))
+    if os.path.lexists(path):
+        return os.path.dirname(path), [path]
+    if not glob.has_magic(text):
+        raise DataError(
+            "no such file or folder", where=text, hint="give image files, folders, or a quoted glob"
+        )
+    root = path
+    while glob.has_magic(root):
+        root = os.path.dirname(root)
+    found = (match for match in glob.iglob(path, recursive=True) if os.path.isfile(match))
+    images = (match for match in found if os.path.splitext(match)[1].lower() in IMAGE_SUFFIXES)
+    return root, sorted(match for match in images if root == output or not _is_below(match, output))
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))
+
+
+def _refuse_overwriting(jobs: Sequence[Job]) -> None:
+    images = {os.path.realpath(job.image) for job in jobs}
+    masks = Counter(os.path.realpath(job.mask) for job in jobs)
+    for job in jobs:
+        mask = os.path.realpath(job.mask)
+        if mask in images:
+            raise DataError(
+                "the mask would replace an image", where=str(job.mask), hint="give another folder: -o masks"
+            )
+        if masks[mask] > 1:
+            raise DataError(
+                "two images would write this mask", where=str(job.mask), hint="rename one of them"
+            )
+
+
+def _with_references(jobs: Sequence[Job], folder: Path, *, output: Path) -> list[Job]:
+    """Each job with its reference: the PNG at its mask's place below `folder`, else the one of its stem in there."""
+    if not folder.is_dir():
+        raise DataError("no such folder", where=str(folder), hint="--reference takes a folder of masks")
+    by_stem: dict[str, list[Path]] = {}
+    for path in (Path(path) for _, path in walk_images(folder)):
+        if path.suffix.lower() == ".png":
+            by_stem.setdefault(path.stem, []).append(path)
+
+    def reference(job: Job) -> Path:
+        own = folder / job.mask.relative_to(output)
+        candidates = by_stem.get(job.image.stem, [])
+        return own if own.is_file() or len(candidates) != 1 else candidates[0]
+
+    return [replace(job, reference=reference(job)) for job in jobs]
+
+
+def _settings(trained: OpenRun, references: Path | None) -> EvalConfig:
+    """The run's eval settings, checked against what predict can know."""
+    settings = trained.config.eval
+    if references is not None and settings.reference == "prediction":
+        raise ConfigError(
+            "--reference and eval.reference=prediction contradict each other", hint="drop one of the two"
+        )
+    if references is None and settings.reference == "labels":
+        raise ConfigError(
+            "eval.reference is labels, but images to predict have none",
+            where=str(trained.path),
+            hint="--reference DIR gives masks; --set eval.reference=none (or prediction) does without",
+        )
+    return settings
+
+
+# ----------------------------------------------------------------------------------------------- segmenting
+
+
+Failure = tuple[Job, DiffError]
+"""A job that could not be done, and why."""
+
+
+@dataclass
+class Outcome:
+    """What became of the images."""
+
+    written: list[Job] = field(default_factory=list)
+    failed: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One image as a reader hands it over."""
+
+    job: Job
+    image: Pixels
+    """At the network's size."""
+    size: tuple[int, int]
+    """Height and width of the file, upright."""
+    full: Pixels | None
+    """At that size, where an overlay wants it."""
+    reference: Pixels | None
+
+
+def segment_files(
+    model: SegmentationModel, jobs: Sequence[Job], settings: EvalConfig, *, overlay: bool
+) -> Outcome:
+    """Segment and write every image; one that cannot be read is named, skipped and kept in `failed`."""
+    outcome, started = Outcome(), time.monotonic()
+    palette = class_palette(model.config)
+
+    def read(job: Job) -> _Read | Failure:
+        try:
+            return _read(job, settings, classes=len(model.config.classes), keep=overlay)
+        except DiffError as error:
+            return job, error
+        except (
+            Exception
+        ) as error:  # decoders raise nearly anything; one file must not end the work on the others
+            return job, DataError(f"cannot be read: {error}", where=str(job.image))
+
+    with console.progress("predict", len(jobs), unit="images") as bar:
+        for batch in _batched(_read_ahead(read, jobs), settings.batch_size):
+            for failure in (item for item in batch if not isinstance(item, _Read)):
+                console.warn(f"skipped {failure[1]}")
+                outcome.failed.append(failure)
+            good = [item for item in batch if isinstance(item, _Read)]
+            for _, images in groupby(good, lambda item: item.image.shape):
+                same = list(images)
+                for item, mask in zip(same, _masks(model, same, settings), strict=True):
+                    _write(item, mask, palette=palette)
+                    outcome.written.append(item.job)
+            bar.update(len(batch))
+    outcome.seconds = time.monotonic() - started
+    return outcome
+
+
+def _read(job: Job, settings: EvalConfig, *, classes: int, keep: bool) -> _Read:
+    image = read_image(job.image)
+    reference = None if job.reference is None else _read_reference(job.reference, classes=classes)
+    size = (image.shape[0], image.shape[1])
+    return _Read(job, network_image(image, settings.size), size, image if keep else None, reference)
+
+
+def _read_reference(path: Path, *, classes: int) -> Pixels:
+    """Train ids (H,W) of a reference mask.
+
+    Raises:
+        DataError: unreadable, a colour image, or values that are no train ids.
+    """
+    pixels = read_pixels(path)
+    if pixels.ndim != 2:
+        raise DataError("a reference is a mask of train ids, this is a colour image", where=str(path))
+    outside = np.setdiff1d(pixels, [*range(classes), IGNORE_ID])
+    if outside.size:
+        raise DataError(
+            f"reference values that are no train ids: {', '.join(map(str, outside[:12]))}",
+            where=str(path),
+            hint=f"a reference holds 0..{classes - 1} and {IGNORE_ID}, as diff predict writes it",
+        )
+    return pixels.astype(np.uint8)
+
+
+def _masks(model: SegmentationModel, items: Sequence[_Read], settings: EvalConfig) -> list[Pixels]:
+    """Masks of images of one network size, each at its file's size."""
+    references = [item.reference for item in items if item.reference is not None]
+    masks = segment_images(
+        model,
+        [item.image for item in items],
+        sizes=[item.size for item in items],
+        identities=[item.job.image.stem for item in items],
+        config=settings,
+        references=references or None,
+    )
+    return [mask.cpu().numpy() for mask in masks]
+
+
+def _write(item: _Read, mask: Pixels, *, palette: Pixels) -> None:
+    with write_atomically(item.job.mask) as temporary:
+        mask_image(mask, palette).save(temporary)
+    if item.full is not None:
+        with write_atomically(item.job.overlay) as temporary:
+            Image.fromarray(blend(item.full, mask, palette)).save(temporary, quality=90)
+
+
+def _read_ahead(read: Callable[[Job], _Read | Failure], jobs: Sequence[Job]) -> Iterator[_Read | Failure]:
+    """What `read` makes of the jobs, in order, read by threads while the model works."""
+    with ThreadPoolExecutor(READERS) as pool:
+        waiting: deque[Future[_Read | Failure]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(read, job))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batched(items: Iterator[_Read | Failure], size: int) -> Iterator[list[_Read | Failure]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+# ------------------------------------------------------------------------------------------------- telling
+
+
+def _report(outcome: Outcome, *, run: Path, output: Path, overlay: bool) -> dict[str, Any]:
+    """What --json prints."""
+
+    def entry(job: Job) -> dict[str, str]:
+        files = {"image": str(job.image), "mask": str(job.mask)}
+        return {**files, "overlay": str(job.overlay)} if overlay else files
+
+    return {
+        "run": str(run),
+        "output": str(output),
+        "images": [entry(job) for job in outcome.written],
+        "failed": [{"image": str(job.image), "error": error.message} for job, error in outcome.failed],
+        "seconds": round(outcome.seconds, 2),
+    }
+
+
+def _failure(outcome: Outcome, *, count: int) -> DataError:
+    shown = [f"  - {str(error).splitlines()[0]}" for _, error in outcome.failed[:20]]
+    if len(outcome.failed) > len(shown):
+        shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
+    return DataError(
+        "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
+        hint="mend or take out these files; the others are done",
+    )

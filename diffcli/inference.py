@@ -1,0 +1,178 @@
+"""From a trained run to masks: finding its checkpoint, building the model, segmenting images of any size.
+
+A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffcli.config import BackboneConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
+from diffcli.config_file import load_config, override
+from diffcli.core.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
+from diffcli.core.device import resolve_device, resolve_precision
+from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
+from diffcli.data.transforms import resize_image
+from diffcli.errors import CheckpointError, DiffError
+from diffcli.runs import BEST, CONFIG, LAST
+
+EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
+"""Files of an exported folder: trained weights, settings, and what else is known about them."""
+EXPORT_BACKBONE = "backbone"
+"""The frozen model in an exported folder: a diffusers folder, or a single file with this stem."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained run, read but not yet built."""
+
+    path: Path
+    """As the user named it."""
+    weights: Path
+    """The checkpoint file."""
+    checkpoint: Checkpoint
+    config: RunConfig
+    """The run's settings with the checkpoint's model in them, overrides applied."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's own folder; None for an export or a lone checkpoint file."""
+        return self.path if (self.path / CONFIG).is_file() else None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.path.resolve().stem if self.path.is_file() else self.path.resolve().name
+
+    def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
+        """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
+
+        Raises:
+            ConfigError: the device is not there.
+            BackboneError: the diffusion model cannot be loaded.
+            CheckpointError: the weights do not fit the (overridden) model settings.
+        """
+        train = self.config.train
+        place = resolve_device(device or train.device)
+        chosen = resolve_precision(precision or train.precision, place)
+        model = build_model(self.config.model, device=place, precision=chosen)
+        load_state(model, self.checkpoint.state, where=str(self.weights))
+        check_fingerprint(model, self.checkpoint, where=str(self.weights))
+        return model
+
+
+def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
+    """Read a run's settings and weights.
+
+    Its training device and precision are forgotten: it may have been trained on another machine. An exported folder
+    that holds the frozen model uses that one.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a damaged one.
+        ConfigError: an override does not fit.
+    """
+    path = Path(path)
+    weights = locate_checkpoint(path)
+    checkpoint = read_checkpoint(weights)
+    settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
+    config = load_config(settings) if settings is not None else RunConfig()
+    model = _with_own_backbone(checkpoint.config, path)
+    config = config.model_copy(update={"model": model, "train": TrainConfig()})
+    return OpenRun(path, weights, checkpoint, override(config, overrides))
+
+
+def locate_checkpoint(path: Path) -> Path:
+    """The checkpoint of a run (the best, else the last), of an exported folder, or `path` itself.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    for name in (BEST, LAST, EXPORT_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        "no checkpoint in this folder" if path.is_dir() else "no such run",
+        where=str(path),
+        hint="give a run folder (diff train makes one under runs/) or a folder that diff export wrote",
+    )
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> SegmentationModel:
+    """The trained model of a run folder, an exported folder or a checkpoint file, ready to segment.
+
+    Args:
+        path: where it lies.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        precision: auto, float32, bf16 or fp16.
+
+    Raises:
+        DiffError: see `open_run` and `OpenRun.load_model`.
+    """
+    return open_run(Path(path)).load_model(device=device, precision=precision)
+
+
+def network_image(image: NDArray[np.uint8], size: Size | None) -> NDArray[np.uint8]:
+    """An image (H,W,3) at the size that the network sees."""
+    return image if size is None else resize_image(image, size)
+
+
+def segment_images(
+    model: SegmentationModel,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    sizes: Sequence[tuple[int, int]],
+    identities: Sequence[str],
+    config: EvalConfig,
+    references: Sequence[NDArray[np.uint8]] | None = None,
+) -> list[Tensor]:
+    """Masks of images (h,w,3) of one size: train ids, uint8, at `sizes` (H,W), on the model's device.
+
+    Args:
+        identities: what seeds each image's noise.
+        references: train ids of the conditional branch, of any size; None leaves it to `config.reference`.
+
+    Raises:
+        DiffError: the network's output is not finite.
+    """
+    batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
+    own = None if references is None else [torch.from_numpy(reference) for reference in references]
+    output = segment(model, batch, config=config, identities=identities, references=own)
+    if not torch.isfinite(output).all():
+        raise DiffError(
+            f"the network's output is not finite in {model.precision} (first image: {identities[0]})",
+            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+        )
+    return [predicted_ids(logits, size) for logits, size in zip(output, sizes, strict=True)]
+
+
+def predicted_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """classes,h,w logits to H,W uint8: the argmax of the logits resized bilinearly.
+
+    One class is resized at a time: all of them at a photograph's full size would take gigabytes.
+    """
+    best, ids = None, torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    for train_id, plane in enumerate(logits):
+        full = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        if best is None:
+            best = full
+        else:
+            ids.masked_fill_(full > best, train_id)
+            best = torch.maximum(best, full)
+    return ids
+
+
+def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
+    for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
+        if source.exists():
+            backbone = model.backbone.model_copy(update={"source": str(source), "revision": None})
+            return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
+    return model
