@@ -18,9 +18,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from diffcli import console, evaluation
 from diffcli.config import EvalConfig, RunConfig, TrainConfig
@@ -31,6 +28,7 @@ from diffcli.core.inversion import noise_seed
 from diffcli.core.ipkl import IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.core.optim import learning_rate_factor, parameter_groups
+from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.errors import CheckpointError, DiffError, TrainingError
@@ -203,7 +201,7 @@ def fit(trainer: Trainer, stop: "_Stop") -> None:
                 raise KeyboardInterrupt
 
 
-def training_step(trainer: Trainer, batches: Iterator["_Batch"]) -> dict[str, Any]:
+def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     """One optimizer step: gradient accumulation, clipping, the schedule's rate. Returns what metrics.jsonl records."""
     train, accelerator = trainer.config.train, trainer.accelerator
     factor = learning_rate_factor(
@@ -238,7 +236,7 @@ def training_step(trainer: Trainer, batches: Iterator["_Batch"]) -> dict[str, An
     return {**total, "gradient_norm": norm, "learning_rate": train.learning_rate * factor}
 
 
-def _losses(trainer: Trainer, batch: "_Batch") -> IPKLLosses:
+def _losses(trainer: Trainer, batch: Batch) -> IPKLLosses:
     """Both passes of one micro-batch through the frozen half, then through the trained one."""
     device, loss = trainer.model.device, trainer.config.train.loss
     images, labels = to_model_range(batch.images).to(device), batch.labels.to(device)
@@ -420,89 +418,21 @@ def _named(folder: str, name: str) -> bool:
     return folder == name or (folder.startswith(f"{name}-") and folder[len(name) + 1 :].isdigit())
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """One micro-batch of one process."""
-
-    images: Tensor
-    """B,H,W,3 uint8."""
-    labels: Tensor
-    """B,H,W int64 train ids."""
-    identities: list[str]
-    files: list[str]
-
-
-class _Draws(Sampler[int]):
-    """Numbers of the samples that this process still has to see; they, not the position, decide what is drawn."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        train, accelerator = trainer.config.train, trainer.accelerator
-        steps = range(
-            trainer.iteration * train.gradient_accumulation, train.iterations * train.gradient_accumulation
-        )
-        size, count = train.batch_size, accelerator.num_processes
-        self.first = [(step * count + accelerator.process_index) * size for step in steps]
-        self.size = size
-
-    def __iter__(self) -> Iterator[int]:
-        return (first + i for first in self.first for i in range(self.size))
-
-    def __len__(self) -> int:
-        return len(self.first) * self.size
-
-
-class _Guarded:
-    """Hands a user's fault from a worker process to the main one as a value, so that its message stays clean."""
-
-    def __init__(self, samples: TrainingSet) -> None:
-        self.samples = samples
-
-    def __getitem__(self, draw: int) -> dict[str, Any] | DiffError:
-        try:
-            return self.samples[draw]
-        except DiffError as error:
-            return error
-
-
-def _collate(samples: list[dict[str, Any] | DiffError]) -> _Batch | DiffError:
-    good = [sample for sample in samples if not isinstance(sample, DiffError)]
-    for sample in samples:
-        if isinstance(sample, DiffError):
-            return sample
-
-    def stack(key: str) -> NDArray[np.uint8]:
-        return np.stack([sample[key] for sample in good])
-
-    return _Batch(
-        images=torch.from_numpy(stack("image")),
-        labels=torch.from_numpy(stack("label")).long(),
-        identities=[sample["identity"] for sample in good],
-        files=[sample["file"] for sample in good],
+def _batches(trainer: Trainer) -> Iterator[Batch]:
+    """This process's micro-batches from the current iteration to the last; their number, not the time, draws them."""
+    train, accelerator = trainer.config.train, trainer.accelerator
+    steps = range(
+        trainer.iteration * train.gradient_accumulation, train.iterations * train.gradient_accumulation
     )
-
-
-def _batches(trainer: Trainer) -> Iterator[_Batch]:
-    """This process's micro-batches from the current iteration to the last."""
-    workers = trainer.config.data.workers
-    loader = DataLoader(
-        _Guarded(trainer.samples),  # type: ignore[arg-type]
-        batch_size=trainer.config.train.batch_size,
-        sampler=_Draws(trainer),
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_worker,
-        pin_memory=trainer.model.device.type == "cuda",
+    first = [
+        (step * accelerator.num_processes + accelerator.process_index) * train.batch_size for step in steps
+    ]
+    return training_batches(
+        trainer.samples,
+        draws=[start + i for start in first for i in range(train.batch_size)],
+        batch_size=train.batch_size,
+        workers=trainer.config.data.workers,
     )
-    for batch in loader:
-        if isinstance(batch, DiffError):
-            raise batch
-        yield batch
-
-
-def _worker(number: int) -> None:
-    """Set up a loading process; the graceful stop is the main process's business."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    evaluation.single_threaded(number)
 
 
 class _Stop:
