@@ -1,6 +1,7 @@
 """Reading images: any format and depth comes out as 8-bit RGB, upright."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,10 +25,7 @@ def read_image(path: Path, *, upright: bool = True) -> Image:
     """
     data = read_bytes(path)
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = None if is_cut_short(data) else cv2.imdecode(data, flags)
-    if image is None:
-        raise damaged(path)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(decode(data, flags, path), cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def read_bytes(path: Path) -> NDArray[np.uint8]:
@@ -41,14 +39,24 @@ def read_bytes(path: Path) -> NDArray[np.uint8]:
     return data
 
 
+def decode(data: NDArray[np.uint8], flags: int, path: Path) -> NDArray[Any]:
+    """The pixels as OpenCV decodes them. Raises DataError where it cannot, or the data stops half way."""
+    if is_cut_short(data):
+        raise damaged(path)
+    try:
+        pixels = cv2.imdecode(data, flags)
+    except cv2.error as error:  # more pixels than OpenCV allows
+        raise damaged(path) from error
+    if pixels is None:
+        raise damaged(path)
+    return np.asarray(pixels)
+
+
 def is_cut_short(data: NDArray[np.uint8]) -> bool:
     """Whether a JPEG or PNG lacks its end marker: decoders would fill the rest with grey and go on."""
-    head = data[:4].tobytes()
-    if head.startswith(b"\xff\xd8"):
-        return b"\xff\xd9" not in data[-65536:].tobytes()
-    if head == b"\x89PNG":
-        return b"IEND" not in data[-65536:].tobytes()
-    return False
+    ends = {b"\xff\xd8": b"\xff\xd9", b"\x89P": b"IEND"}
+    end = ends.get(data[:2].tobytes())
+    return end is not None and end not in data[-4096:].tobytes() and end not in data.tobytes()
 
 
 def damaged(path: Path) -> DataError:

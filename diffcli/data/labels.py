@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from diffcli.data.images import damaged, is_cut_short, read_bytes
+from diffcli.data.images import damaged, decode, is_cut_short, read_bytes
 from diffcli.domains import CITYSCAPES_CLASSES, IGNORE_ID, LabelEncoding
 from diffcli.errors import DataError
 
@@ -43,11 +43,17 @@ class LabelReader:
             DataError: the file cannot be read, or holds values or colours outside the mapping (they are listed).
         """
         pixels = read_pixels(path, colors_only=not self.encoding.ids)
-        if pixels.ndim == 3 and len(self._codes) and pixels.dtype == np.uint8:
+        colored = pixels.ndim == 3 and pixels.dtype == np.uint8
+        if self.encoding.colors and colored and not (self.encoding.ids and self._are_spread_ids(pixels)):
             return self._from_colors(pixels, path)
-        if not self.encoding.ids:
-            raise DataError("the label is no colour image, but only colours are known", where=str(path))
         return self._from_values(_single_channel(pixels, path), path)
+
+    def _are_spread_ids(self, pixels: Pixels) -> bool:
+        """Three equal channels whose values are no known colours: ids that were saved as a grey RGB image."""
+        grey = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
+            pixels[..., 0], pixels[..., 2]
+        )
+        return grey and not np.isin(_color_codes(pixels), self._codes).all()
 
     def convert(self, values: Label) -> Label:
         """Ids that are known to be in the mapping, as train ids: what `read` does, without a file."""
@@ -81,30 +87,27 @@ class LabelReader:
 def read_pixels(path: Path, *, colors_only: bool = False) -> Pixels:
     """The stored numbers of a label file: (H, W) of 8, 16 or 32 bits, or (H, W, 3) RGB of 8 or 16; alpha is dropped.
 
-    A palette image gives its indexes, or with `colors_only` its colours.
+    A palette image gives its indexes; with `colors_only` every image gives colours.
 
     Raises:
         DataError: the file is missing, damaged or no image.
     """
     data = read_bytes(path)
+    if _is_deep_color_png(data):
+        return decode(data, cv2.IMREAD_UNCHANGED, path)[..., 2::-1]
     if is_cut_short(data):
         raise damaged(path)
-    if _is_deep_color_png(data):
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        if pixels is None:
-            raise damaged(path)
-        return np.asarray(pixels[..., 2::-1])
     try:
         with PillowImage.open(io.BytesIO(data.tobytes())) as image:
             return _pillow_pixels(image, colors_only=colors_only)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
         raise damaged(path) from error
 
 
 def _pillow_pixels(image: PillowImage.Image, *, colors_only: bool) -> Pixels:
+    if colors_only:
+        return np.array(image.convert("RGB"))
     match image.mode:
-        case "P" | "PA" if colors_only:
-            return np.array(image.convert("RGB"))
         case "PA" | "LA":
             return np.array(image)[..., 0]
         case "1":

@@ -71,18 +71,23 @@ def _expanded(name: str) -> Iterator[str]:
 
 
 def _all_found() -> list[str]:
-    """Domains to evaluate on that lie under DIFFCLI_DATA; parts (acdc/night) once, by the whole's expansion."""
-    wholes = [s for s in known_domains() if "/" not in s.name and not s.source_only and s.rendered is None]
-    return [
-        part
-        for spec in wholes
-        if spec.name not in ("miniworld", "folder") and any(one.found for one in _located_parts(spec))
-        for part in _expanded(spec.name)
-    ]
+    """Domains to evaluate on that lie, with labels, under DIFFCLI_DATA; a joined one where all its members do."""
+    found: list[str] = []
+    for spec in known_domains():
+        if spec.members:
+            members = [name for name in spec.members if _can_be_evaluated(DOMAINS[name])]
+            found += [*members, spec.name] if len(members) == len(spec.members) else members
+        elif spec.name == spec.folder and not spec.source_only and _can_be_evaluated(spec):
+            found.append(spec.name)
+    return found
 
 
-def _located_parts(spec: DomainSpec) -> list["Located"]:
-    return [_located(DOMAINS[member], None) for member in spec.members] or [_located(spec, None)]
+def _can_be_evaluated(spec: DomainSpec) -> bool:
+    data = _data_folder()
+    if data is None or not (data / spec.folder).is_dir():
+        return False
+    places = (find_place(data / spec.folder, spec.layouts, split) for split in (spec.eval_split, ""))
+    return any(pair.label is not None for place in places if place for pair in find_pairs(place)[0])
 
 
 @dataclass(frozen=True)

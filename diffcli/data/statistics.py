@@ -110,7 +110,7 @@ def class_statistics(
     Raises:
         DataError: a label is missing, damaged or holds values outside the mapping.
     """
-    path = (cache or cache_folder()) / "statistics" / f"{_key(domain)}.npz"
+    path = (cache or cache_folder()) / "statistics" / f"{_key(domain)}.npy"
     counts = _cached(path, domain)
     if counts is None:
         counts = _count(domain, workers=workers, progress=progress)
@@ -150,9 +150,9 @@ def _count(domain: Domain, *, workers: int, progress: Progress | None) -> NDArra
 def _cached(path: Path, domain: Domain) -> NDArray[np.int64] | None:
     """The counts kept at `path`; None where there are none or they cannot be used."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            counts = np.asarray(kept["counts"], dtype=np.int64)
-    except (OSError, ValueError, KeyError, EOFError):
+        with path.open("rb") as file:
+            counts = np.asarray(np.load(file, allow_pickle=False), dtype=np.int64)
+    except (OSError, ValueError, EOFError):
         return None
     return counts if counts.shape == (len(domain), len(domain.classes) + 1) else None
 
@@ -161,14 +161,14 @@ def _keep(path: Path, counts: NDArray[np.int64]) -> None:
     """Write the counts; a cache that cannot be written costs time, never the run."""
     try:
         with write_atomically(path) as temporary:
-            np.savez_compressed(temporary, counts=counts)
+            np.save(temporary, counts)
     except (DiffError, OSError):
         return
 
 
 def _key(domain: Domain) -> str:
     """Digest of everything that the counts depend on."""
-    digest = hashlib.sha256(f"{_FORMAT} {domain.classes} {domain.resize}".encode())
+    digest = hashlib.sha256(f"{_FORMAT} {domain.classes}".encode())
     for reader in domain.readers:
         encoding = reader.encoding
         digest.update(
@@ -182,7 +182,7 @@ def _key(domain: Domain) -> str:
             state = sample.label.stat()
             digest.update(f"{sample.label}\0{sample.reader} {state.st_size} {state.st_mtime_ns}\n".encode())
         else:
-            digest.update(f"{sample.scene}\n".encode())
+            digest.update(f"{sample.scene} {domain.resize}\n".encode())
     if domain.samples and domain.samples[0].scene is not None:
         digest.update(domain.read_label(0).tobytes())  # another way of drawing scenes gives another key
     return digest.hexdigest()[:40]

@@ -122,7 +122,7 @@ _VALUES = np.arange(256)
 
 def _linear_table(scale: float, offset: float) -> NDArray[np.uint8]:
     """value -> scale * value + offset, clipped to 0..255."""
-    return np.clip(_VALUES * scale + offset, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(_VALUES * scale + offset, 0, 255), dtype=np.uint8)
 
 
 def _through_table(image: Image, table: NDArray[np.uint8]) -> Image:

@@ -1,0 +1,124 @@
+"""What a folder really looks like: links, leftovers, upper case, holes, and very many files."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffcli.config import DomainConfig
+from diffcli.data.dataset import open_domain
+from diffcli.errors import DataError
+
+SavePair = Callable[..., None]
+OwnFolder = Callable[[dict[str, object]], Path]
+
+
+def opened(root: Path, purpose: str = "eval", **settings: object):  # type: ignore[no-untyped-def]
+    config = DomainConfig.model_validate({"domain": "folder", "root": root, **settings})
+    return open_domain(config, purpose=purpose)  # type: ignore[arg-type]
+
+
+def test_missing_partners_are_reported(own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0]], "b": [[1]], "c": [[2]]})
+    (root / "labels/a.png").unlink()
+    (root / "images/b.png").unlink()
+    for purpose in ("train", "eval"):
+        domain = opened(root, purpose)
+        assert [sample.id for sample in domain.samples] == ["c"]
+        assert domain.missing.labels == (root / "images/a.png",)
+        assert domain.missing.images == (root / "labels/b.png",)
+        assert len(domain.missing) == 2
+
+
+def test_extra_files_are_passed_over(own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0]]})
+    for name in ("Thumbs.db", ".DS_Store", "._a.png", "readme.txt", "a.json", "png"):
+        (root / "images" / name).write_bytes(b"x")
+        (root / "labels" / name).write_bytes(b"x")
+    domain = opened(root)
+    assert [sample.id for sample in domain.samples] == ["a"]
+    assert not domain.missing
+
+
+def test_upper_case_suffixes_and_other_formats(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair(tmp_path / "images/a.JPG", tmp_path / "labels/a.PNG", [[3]])
+    save_pair(tmp_path / "images/b.jpeg", tmp_path / "labels/b.bmp", [[4]])
+    save_pair(tmp_path / "images/c.tiff", tmp_path / "labels/c.tif", [[5]])
+    domain = opened(tmp_path)
+    assert [int(domain.load(i)[1][0, 0]) for i in range(3)] == [3, 4, 5]
+
+
+def test_names_with_dots_and_sub_folders(own_folder: OwnFolder) -> None:
+    domain = opened(own_folder({"run.1/frame.0001": [[0]], "run.2/frame.0001": [[1]]}))
+    assert [sample.id for sample in domain.samples] == ["run.1/frame.0001", "run.2/frame.0001"]
+    assert domain.identity(0) == "frame.0001"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_links_are_followed_and_loops_end(tmp_path: Path, own_folder: OwnFolder, save_pair: SavePair) -> None:
+    own_folder({"a": [[0]]})
+    elsewhere = tmp_path / "elsewhere"
+    save_pair(elsewhere / "i/b.png", elsewhere / "l/b.png", [[1]])
+    (tmp_path / "images/city").symlink_to(elsewhere / "i")
+    (tmp_path / "labels/city").symlink_to(elsewhere / "l")
+    (tmp_path / "images/c.png").symlink_to(tmp_path / "images/a.png")
+    (tmp_path / "labels/c.png").symlink_to(tmp_path / "labels/a.png")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere.png")
+    domain = opened(tmp_path)
+    assert [sample.id for sample in domain.samples] == ["a", "c", "city/b"]
+    assert not domain.missing
+
+
+def test_two_files_of_one_name(own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0]]})
+    (root / "images/a.jpg").write_bytes((root / "images/a.png").read_bytes())
+    with pytest.raises(DataError, match=r"two files of one name: a\.(jpg|png) and a\.(jpg|png)"):
+        opened(root)
+
+
+def test_own_folder_with_splits_in_either_order(tmp_path: Path, save_pair: SavePair) -> None:
+    for split, value in (("train", 1), ("val", 2)):
+        save_pair(tmp_path / f"one/images/{split}/a.png", tmp_path / f"one/labels/{split}/a.png", [[value]])
+        save_pair(tmp_path / f"two/{split}/images/a.png", tmp_path / f"two/{split}/labels/a.png", [[value]])
+    for order in ("one", "two"):
+        for purpose, value in (("train", 1), ("eval", 2)):
+            domain = opened(tmp_path / order, purpose)
+            assert [int(domain.load(i)[1][0, 0]) for i in range(len(domain))] == [value]
+
+
+def test_a_missing_split_is_never_replaced_by_another(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair(tmp_path / "images/train/a.png", tmp_path / "labels/train/a.png", [[1]])
+    with pytest.raises(DataError, match="no val images here, but there is train"):
+        opened(tmp_path)
+    with pytest.raises(DataError, match="no test images here, but there is train"):
+        opened(tmp_path, split="test")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match="no images here"):
+        opened(tmp_path)
+
+
+def test_limit_spreads_evenly(own_folder: OwnFolder) -> None:
+    domain = opened(own_folder({f"{i}": [[0]] for i in range(10)}), limit=4)
+    assert [sample.id for sample in domain.samples] == ["0", "2", "5", "7"]
+
+
+def test_listing_100_000_files_stays_under_two_seconds(tmp_path: Path) -> None:
+    """50 000 pairs of empty files: a listing that looked into one of them would fail."""
+    for city in range(10):
+        images, labels = tmp_path / f"leftImg8bit/train/c{city}", tmp_path / f"gtFine/train/c{city}"
+        for folder, ending in ((images, "leftImg8bit"), (labels, "gtFine_labelIds")):
+            folder.mkdir(parents=True)
+            base = str(folder / f"c{city}")
+            for i in range(5000):
+                os.close(os.open(f"{base}_{i:06d}_{ending}.png", os.O_CREAT | os.O_WRONLY))
+    start = time.process_time()
+    domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="train")
+    assert len(domain) == 50_000
+    assert time.process_time() - start < 2
