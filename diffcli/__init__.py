@@ -1,3 +1,34 @@
-"""diffcli: domain-generalised semantic segmentation on a frozen text-to-image diffusion model."""
+"""diffcli: domain-generalised semantic segmentation on a frozen text-to-image diffusion model.
+
+import diffcli
+model = diffcli.load("runs/quickstart")  # a run, an exported folder or a checkpoint
+logits = model.logits(images)            # B,3,H,W in [-1,1] -> B,classes,H,W
+"""
+
+TYPE_CHECKING = False  # as typing has it, whose import would be the slowest part of `import diffcli`
+if TYPE_CHECKING:
+    from diffcli.core.model import SegmentationModel, segment
+    from diffcli.inference import load
 
 __version__ = "0.1.0"
+
+__all__ = ["SegmentationModel", "__version__", "load", "segment"]
+
+_HOMES = {
+    "SegmentationModel": "diffcli.core.model",
+    "segment": "diffcli.core.model",
+    "load": "diffcli.inference",
+}
+"""Names that need PyTorch are imported when they are first used: `import diffcli` stays instant."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

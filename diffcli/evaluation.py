@@ -29,12 +29,14 @@ from diffcli.files import write_atomically
 from diffcli.inference import network_image, segment_images
 from diffcli.pictures import Pixels, Row, side_by_side
 
+SHOWN_WIDTH = 1024
+"""Samples for pictures are at most this wide."""
 MAX_PROBLEMS = 20
 """Unreadable samples that are kept by name; the others are counted."""
 
 
 class Shown(NamedTuple):
-    """One evaluated sample, small enough to keep: image, truth and prediction at the size the network saw."""
+    """One evaluated sample, for a picture: image, truth and prediction of one size, none larger than a screen."""
 
     identity: str
     image: Pixels
@@ -60,7 +62,7 @@ class DomainScores:
     scores: Scores
     image_iou: NDArray[np.float32]
     """Mean IoU of each image over the classes in its label; nan where skipped or unlabelled."""
-    shown: Shown | None
+    shown: Shown
     """The sample in the middle, for the picture."""
     seconds_per_image: float
     """Of the model, not of loading."""
@@ -100,7 +102,8 @@ def evaluate_domain(
     classes = len(model.config.classes)
     matrix, image_iou = ConfusionMatrix(classes), np.full(len(domain), np.nan, dtype=np.float32)
     problems: list[DataError] = []
-    shown, skipped, seconds = None, 0, 0.0
+    shown: tuple[int, Pixels] | None = None
+    skipped, seconds = 0, 0.0
     evaluations = model.extractor.backbone.evaluations
     for batch in _equal_batches(domain, config, workers=workers):
         good = [sample for sample in batch if isinstance(sample, _Loaded)]
@@ -113,11 +116,11 @@ def evaluate_domain(
             matrix.counts += own.counts
             image_iou[sample.index] = own.scores().mean_iou_present
             if shown is None or sample.index == len(domain) // 2:
-                shown = _shown(sample, mask, iou=float(image_iou[sample.index]))
+                shown = (sample.index, mask.cpu().numpy())
         seconds += time.perf_counter() - started
         for _ in batch:
             progress()
-    if skipped == len(domain):
+    if shown is None:
         raise problems[0]
     count = len(domain) - skipped
     return DomainScores(
@@ -128,7 +131,7 @@ def evaluate_domain(
         counts=matrix.counts,
         scores=matrix.scores(),
         image_iou=image_iou,
-        shown=shown,
+        shown=_shown(domain, *shown, iou=float(image_iou[shown[0]])),
         seconds_per_image=seconds / count,
         evaluations_per_image=(model.extractor.backbone.evaluations - evaluations) / count,
     )
@@ -137,10 +140,10 @@ def evaluate_domain(
 def evaluate_sample(model: SegmentationModel, domain: Domain, index: int, config: EvalConfig) -> Shown:
     """One sample again, for a picture: the noise is the image's own, so that the mask is the same as before."""
     sample = _load(domain, index, config.size)
-    [mask] = _predict(model, [sample], config)
+    mask = _predict(model, [sample], config)[0].cpu()
     own = ConfusionMatrix(len(model.config.classes))
-    own.update(mask.cpu(), torch.from_numpy(sample.label))
-    return _shown(sample, mask, iou=own.scores().mean_iou_present)
+    own.update(mask, torch.from_numpy(sample.label))
+    return _shown(domain, index, mask.numpy(), iou=own.scores().mean_iou_present)
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,13 @@ def _predict(model: SegmentationModel, samples: Sequence[_Loaded], config: EvalC
     )
 
 
-def _shown(sample: _Loaded, mask: Tensor, *, iou: float) -> Shown:
-    size = Size(sample.image.shape[1], sample.image.shape[0])
-    truth, prediction = resize_label(sample.label, size), resize_label(mask.cpu().numpy(), size)
-    return Shown(sample.identity, sample.image, truth, prediction, iou)
+def _shown(domain: Domain, index: int, mask: Pixels, *, iou: float) -> Shown:
+    image, label = domain.load(index)
+    height, width = label.shape
+    scale = min(1.0, SHOWN_WIDTH / width)
+    size = Size(round(width * scale), max(1, round(height * scale)))
+    truth, prediction = resize_label(label, size), resize_label(mask, size)
+    return Shown(domain.identity(index), resize_image(image, size), truth, prediction, iou)
 
 
 # ------------------------------------------------------------------------------------------------ telling

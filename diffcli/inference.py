@@ -61,7 +61,7 @@ class OpenRun:
         train = self.config.train
         place = resolve_device(device or train.device)
         chosen = resolve_precision(precision or train.precision, place)
-        model = build_model(self.config.model, device=place, precision=chosen)
+        model = build_model(self.config.model, device=place, precision=chosen, seed=train.seed)
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
         return model
@@ -83,7 +83,7 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
-    config = config.model_copy(update={"model": model, "train": TrainConfig()})
+    config = config.model_copy(update={"model": model, "train": TrainConfig(seed=config.train.seed)})
     return OpenRun(path, weights, checkpoint, override(config, overrides))
 
 

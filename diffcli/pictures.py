@@ -107,8 +107,9 @@ def _panels(row: Row, palette: Pixels) -> list[Image.Image]:
 def _legend(rows: Sequence[Row], *, model: ModelConfig, palette: Pixels, width: int) -> Image.Image:
     """Name and colour of every class that occurs, as many lines as they need."""
     shown = [row.prediction for row in rows] + [row.truth for row in rows if row.truth is not None]
-    occurring = sorted(set().union(*(np.unique(mask).tolist() for mask in shown)) - {255})
-    entries = [(model.classes[i], tuple(palette[i].tolist())) for i in occurring] + [("no label", (0, 0, 0))]
+    occurring = sorted(set().union(*(np.unique(mask).tolist() for mask in shown)))
+    names = dict(enumerate(model.classes)) | {255: "no label"}
+    entries = [(names[i], tuple(palette[i].tolist())) for i in occurring]
     font, places, x, y = _font(), [], _GAP, 0
     for name, _ in entries:
         length = 24 + round(font.getlength(name)) + 14

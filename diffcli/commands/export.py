@@ -1,0 +1,250 @@
+"""`diff export`: one folder that loads anywhere offline, with the frozen model in it if wanted."""
+
+import json as json_module
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+
+from diffcli import __version__, console
+from diffcli.config import EMBEDDED, BackboneConfig, as_plain
+from diffcli.core import hub
+from diffcli.core.loading import open_source, quiet, resolve_prediction_type
+from diffcli.core.pipeline_folder import PipelineFolder
+from diffcli.core.single_file import PREFIXES, SingleFile
+from diffcli.core.weight_files import read_header
+from diffcli.errors import DiffError
+from diffcli.inference import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, OpenRun, open_run
+from diffcli.pictures import class_palette
+
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+
+def run(run: Path, *, output: Path, with_backbone: bool = False, json: bool = False) -> None:
+    """Write the exported folder of a run, whole or not at all.
+
+    Args:
+        run: a run folder, an exported folder or a checkpoint file.
+        output: the folder; an earlier export there is replaced, anything else refused.
+        with_backbone: put the frozen diffusion model in, in its own precision, so that nothing is downloaded later.
+        json: print what was written as JSON on stdout.
+
+    Raises:
+        CheckpointError: no trained weights there.
+        BackboneError: the diffusion model to put in is not there, or incomplete.
+        DiffError: the folder holds something else, or cannot be written.
+    """
+    trained = open_run(run)
+    _refuse_foreign(output)
+    with _whole_folder(output) as folder:
+        shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
+        included = with_backbone and _write_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
+        facts = _facts(trained, included=included)
+        _write_json(folder / EXPORT_CONFIG, _settings(trained))
+        _write_json(folder / EXPORT_FACTS, facts)
+        (folder / "README.md").write_text(
+            _readme(trained, facts, name=output.resolve().name), encoding="utf-8"
+        )
+    files = sorted(path for path in output.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    if not included and Path(trained.config.model.backbone.source).expanduser().exists():
+        console.warn(
+            f"the frozen model is at {trained.config.model.backbone.source} on this machine only; "
+            "--with-backbone puts it into the folder"
+        )
+    console.say(f"exported {run} to {output}: {len(files)} files, {size / 1e6:.1f} MB")
+    if json:
+        console.print_json({"output": str(output), "bytes": size, **facts})
+
+
+def _refuse_foreign(output: Path) -> None:
+    """Only an empty folder or an earlier export may be replaced."""
+    if (
+        not output.exists()
+        or (output.is_dir() and not any(output.iterdir()))
+        or (output / EXPORT_FACTS).is_file()
+    ):
+        return
+    what = "this folder holds something that is no export" if output.is_dir() else "this is a file"
+    raise DiffError(what, where=str(output), hint="choose a folder that does not exist yet")
+
+
+@contextmanager
+def _whole_folder(output: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `output`; on success it takes its place, on any failure it disappears."""
+    output = output.resolve()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".part-{output.name}-"))
+    except OSError as error:
+        raise _unwritable(output, error) from error
+    new, old = staging / "new", staging / "old"
+    try:
+        new.mkdir()
+        yield new
+        if output.exists():
+            output.rename(old)
+        new.rename(output)
+    except OSError as error:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        raise _unwritable(output, error) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unwritable(output: Path, error: OSError) -> DiffError:
+    return DiffError(
+        f"cannot be written: {error.strerror or error}",
+        where=str(error.filename or output),
+        hint="choose a folder that you may write to, on a disk with room",
+    )
+
+
+# ------------------------------------------------------------------------------------------ the frozen model
+
+
+def _write_backbone(config: BackboneConfig, folder: Path) -> bool:
+    """Copy the frozen model as a folder of components, in the precision that it has; True.
+
+    Raises:
+        BackboneError: it is not there, or incomplete.
+    """
+    source = open_source(config)
+    source.check(skip_unet_weights=config.random_weights)
+    if isinstance(source, PipelineFolder):
+        _copy_components(source, folder, unet_weights=not config.random_weights)
+    else:
+        _convert_file(source, config, folder)
+    PipelineFolder(folder, config.variant).check(skip_unet_weights=config.random_weights)
+    return True
+
+
+def _copy_components(source: PipelineFolder, folder: Path, *, unet_weights: bool) -> None:
+    """Settings, tokenizer and the weights that are read; other variants and the safety checker stay behind."""
+    files = [path for path in (source.folder / "model_index.json",) if path.is_file()]
+    for component in ("tokenizer", "scheduler"):
+        files += sorted(path for path in (source.folder / component).iterdir() if path.is_file())
+    for component in ("unet", "vae", "text_encoder"):
+        files += sorted((source.folder / component).glob("*.json"))
+        if unet_weights or component != "unet":
+            files += source.weights(component)[1]
+    for path in files:
+        target = folder / path.relative_to(source.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def _convert_file(source: SingleFile, config: BackboneConfig, folder: Path) -> None:
+    """A single file as a folder of components; what its U-Net predicts is written into the scheduler's settings."""
+    scheduler: DDIMScheduler = source.load_scheduler()
+    if config.prediction_type != "as_epsilon":
+        scheduler.register_to_config(prediction_type=resolve_prediction_type(config, source))
+    with quiet():
+        source.load_unet(_dtype(source, "unet")).save_pretrained(folder / "unet")
+        source.load_vae(_dtype(source, "vae")).save_pretrained(folder / "vae")
+        source.load_text_encoder().to(_dtype(source, "text_encoder")).save_pretrained(folder / "text_encoder")
+        source.load_tokenizer().save_pretrained(folder / "tokenizer")
+        scheduler.save_pretrained(folder / "scheduler")
+
+
+def _dtype(source: SingleFile, component: str) -> torch.dtype:
+    """The precision of a component in a single file; float32 where it is none of the usual."""
+    header = read_header(source.path)
+    kinds = (str(tensor["dtype"]) for name, tensor in header.items() if name.startswith(PREFIXES[component]))
+    return next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------- the settings
+
+
+def _settings(trained: OpenRun) -> dict[str, Any]:
+    """What loading reads: model and eval, as in a YAML, and the seed that a random control is drawn from."""
+    config = trained.config
+    return {
+        "model": as_plain(config.model),
+        "eval": as_plain(config.eval),
+        "train": {"seed": config.train.seed},
+    }
+
+
+def _facts(trained: OpenRun, *, included: bool) -> dict[str, Any]:
+    """What people and other programs may want to know about the model."""
+    model, info = trained.config.model, trained.checkpoint.info
+    palette = class_palette(model)[: len(model.classes)].tolist()
+    return {
+        "format": 1,
+        "diffcli": __version__,
+        "trained_with": info.get("version"),
+        "iteration": info.get("iteration"),
+        "classes": [
+            {"train_id": i, "name": name, "color": color}
+            for i, (name, color) in enumerate(zip(model.classes, palette, strict=True))
+        ],
+        "ignore_id": 255,
+        "base_model": {
+            "source": model.backbone.source,
+            "revision": model.backbone.revision,
+            "commit": _commit(model.backbone),
+            "variant": model.backbone.variant,
+            "fingerprint": info.get("fingerprint"),
+            "included": included,
+        },
+    }
+
+
+def _commit(config: BackboneConfig) -> str | None:
+    """The commit of a hub id, as far as the local cache knows it."""
+    if config.source == EMBEDDED or Path(config.source).expanduser().exists():
+        return None
+    folder = hub.cached(config.source, revision=config.revision)
+    return folder.name if folder is not None else None
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _readme(trained: OpenRun, facts: dict[str, Any], *, name: str) -> str:
+    base, model = facts["base_model"], trained.config.model
+    where = (
+        "It lies in `backbone/`: nothing is downloaded."
+        if base["included"]
+        else "It ships with diffcli: nothing is downloaded."
+        if base["source"] == EMBEDDED
+        else "It is not in this folder: diffcli takes it from the cache or downloads it when the model is loaded."
+    )
+    commit = f", commit `{base['commit']}`" if base["commit"] else ""
+    return f"""# {name}
+
+A semantic segmentation model on the frozen features of a text-to-image diffusion model.
+Written by diffcli {__version__}.
+
+## Use it
+
+```
+diff predict images/ -o masks/ --run {name}
+diff eval --domain all --run {name}
+```
+
+```python
+import diffcli
+
+model = diffcli.load("{name}")
+logits = model.logits(images)  # B,3,H,W in [-1, 1] -> B,{len(model.classes)},H,W
+```
+
+## What is in it
+
+- `{EXPORT_WEIGHTS}`: the trained weights, with the model's settings inside
+- `{EXPORT_CONFIG}`: settings of the model and of its evaluation
+- `{EXPORT_FACTS}`: {len(model.classes)} classes with train ids and colours, the base model, versions
+
+Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}). {where}
+Its own licence applies to it.
+"""
