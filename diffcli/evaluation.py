@@ -22,7 +22,7 @@ from diffcli.config import EvalConfig, ModelConfig, Size, as_plain
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain
-from diffcli.data.transforms import resize_label
+from diffcli.data.transforms import resize_image, resize_label
 from diffcli.domains import CLASS_SUBSETS
 from diffcli.errors import DataError
 from diffcli.files import write_atomically
