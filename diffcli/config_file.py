@@ -209,6 +209,8 @@ def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fa
         case "union_tag_invalid":
             choices, tag = re.findall(r"'([^']*)'", context["expected_tags"]), str(context["tag"])
             return place, _not_among(name, tag, choices), _did_you_mean(tag, choices)
+        case "model_type" | "dict_type" if value is None:
+            return place, f"{name} is empty", "indent its settings below it, or delete the line"
         case "model_type" | "dict_type":
             fields = ", ".join(key.rpartition(".")[2] for key in _siblings(path))
             hint = f"it holds: {fields}" if fields else None

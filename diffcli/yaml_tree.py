@@ -148,7 +148,7 @@ def _parse(text: str, file: str) -> Tree:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
+        if node is None or node.tag == "tag:yaml.org,2002:null":
             return Tree({}, {})
         if not isinstance(node, yaml.MappingNode):
             raise ConfigError(

@@ -53,46 +53,44 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
         DataError: a domain is missing or wrong; each is named.
     """
     found, faults = find_data(config.data, classes=config.model.classes)
-    sample, trained = training_cost(config)
-    evaluated = [one.samples for one in found if one.use == "eval"]
-    one_image = evaluation_cost(config.eval, _inversion(config))
-    validation = one_image.times(sum(evaluated))
-    total = trained.plus(validation.times(validations(config.train) if evaluated else 0))
+    costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
     if json:
-        console.print_json(
-            {
-                "name": config.name or config_name,
-                "domains": [asdict(one) for one in found],
-                "faults": [str(fault) for fault in faults],
-                "unet_evaluations": {
-                    "training_sample": sample._asdict(),
-                    "training": trained._asdict(),
-                    "evaluation_image": one_image._asdict(),
-                    "validation": validation._asdict(),
-                    "validations": validations(config.train),
-                    "total": total._asdict(),
-                },
-            }
-        )
+        record = {
+            "name": config.name or config_name,
+            "domains": [asdict(one) for one in found],
+            "faults": [str(fault) for fault in faults],
+            "validations": validations(config.train),
+            "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
+        }
+        console.print_json(record)
     else:
-        rows = [
-            [o.use, o.domain, o.samples, o.labels, o.without_label + o.without_image, o.place or "rendered"]
-            for o in found
-        ]
-        console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], rows)
-        print()
-        console.table("what would run", ["", ""], _plan(config, config_name))
-        print()
-        costs: list[list[object]] = [
-            ["training, a sample", str(sample)],
-            ["training, all", str(trained)],
-            ["evaluation, an image", str(one_image)],
-            ["evaluation, all domains once", str(validation)],
-            ["the whole run", str(total)],
-        ]
-        console.table("cost", ["", "U-Net evaluations"], costs)
+        console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
+        console.table("\nwhat would run", ["", ""], _plan(config, config_name))
+        title = "U-Net evaluations" + (" (without the domains that cannot be used)" if faults else "")
+        console.table(f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()])
     if faults:
         raise _joined(faults)
+
+
+def count_costs(config: RunConfig, *, images: int) -> dict[str, Cost]:
+    """U-Net evaluations by what they are spent on; `images` are those of all domains to evaluate on."""
+    train = config.train
+    sample = training_cost(train, _inversion(config))
+    training = sample.times(train.iterations * train.batch_size * train.gradient_accumulation)
+    image = evaluation_cost(config.eval, _inversion(config))
+    validation = image.times(images)
+    return {
+        "training_sample": sample,
+        "training": training,
+        "evaluated_image": image,
+        "validation": validation,
+        "total": training.plus(validation.times(validations(train))),
+    }
+
+
+def _row(one: Found) -> list[object]:
+    unpaired = one.without_label + one.without_image
+    return [one.use, one.domain, one.samples, one.labels, unpaired, one.place or "rendered"]
 
 
 def find_data(data: DataConfig, *, classes: Sequence[str]) -> tuple[list[Found], list[DiffError]]:
@@ -133,13 +131,10 @@ def _common_folder(images: Sequence[Path]) -> str:
     return str(Path(*first[:same]))
 
 
-def training_cost(config: RunConfig) -> tuple[Cost, Cost]:
-    """U-Net evaluations of one training sample (both branches with IPKL), and of all samples of a run."""
-    inversion, train = _inversion(config), config.train
-    sample = _unconditional(inversion)
-    if train.loss.ipkl:
-        sample = sample.plus(_conditional(inversion))
-    return sample, sample.times(train.iterations * train.batch_size * train.gradient_accumulation)
+def training_cost(train: TrainConfig, inversion: InversionConfig | None) -> Cost:
+    """U-Net evaluations of one training sample: both branches with IPKL."""
+    plain = _unconditional(inversion)
+    return plain.plus(_conditional(inversion)) if train.loss.ipkl else plain
 
 
 def evaluation_cost(settings: EvalConfig, inversion: InversionConfig | None) -> Cost:
@@ -192,32 +187,42 @@ def _plan(config: RunConfig, config_name: str) -> list[list[object]]:
     """What would run, in words."""
     train, inversion, settings = config.train, config.model.inversion, config.eval
     schedule = inversion.resolved_schedule()
-    batch = f"{train.batch_size}" + (
-        f" x {train.gradient_accumulation}" if train.gradient_accumulation > 1 else ""
-    )
+    steps, saved = max(schedule.save_steps) + 1, len(schedule.save_steps)
     name = inversion.schedule if isinstance(inversion.schedule, str) else "custom"
+    crops = _counted(train.batch_size * train.gradient_accumulation, "crop")
+    branches = (
+        f"both branches ({train.loss.consistency})" if train.loss.ipkl else "unconditional branch alone"
+    )
     views = [
         word
         for word, on in (("mirrored too", settings.flip), ("sliding window", settings.mode == "slide"))
         if on
     ]
-    branches = f"both branches, {train.loss.consistency}" if train.loss.ipkl else "unconditional branch alone"
     return [
         ["run folder", f"runs/{config.name or config_name}"],
         ["backbone", config.model.backbone.source],
-        ["schedule", f"{name}: {max(schedule.save_steps) + 1} steps, features of {len(schedule.save_steps)}"],
-        [
-            "training",
-            f"{train.iterations:,} iterations of {batch} crops {config.augmentation.crop}, {branches}",
-        ],
+        ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
+        ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
+        ["objective", branches],
         ["evaluation", ", ".join([f"at {settings.size or 'the size of each image'}", *views])],
-        ["evaluated", f"{validations(train)} time(s)" if config.data.eval else "never: data.eval is empty"],
+        ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
     ]
+
+
+def _when(train: TrainConfig) -> str:
+    count = validations(train)
+    if count == 1:
+        return "at the end"
+    return f"every {train.validate_interval:,} iterations and at the end ({count} times)"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _joined(faults: list[DiffError]) -> DiffError:
     """All faults as one error."""
     if len(faults) == 1:
         return faults[0]
-    lines = [f"  - {fault!s}" for fault in faults]
+    lines = [f"  - {str(fault).replace('  ->', '    ->')}" for fault in faults]
     return DataError("\n".join([f"{len(faults)} domains cannot be used", *lines]))

@@ -1,7 +1,6 @@
 """`diff doctor`: what this machine has to run with, and what to do about what is missing."""
 
 import os
-import sys
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,24 +29,17 @@ def run(*, json: bool = False) -> None:
         console.print_json(facts)
     else:
         console.table("versions", ["", ""], facts["versions"].items())
-        print()
-        console.table("devices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
-        print()
-        console.table(
-            "weights", ["model", "on this disk"], [[w["model"], w["path"] or "-"] for w in facts["weights"]]
-        )
-        print()
-        console.table(
-            "trackers",
-            ["package", "installed"],
-            [[k, "yes" if v else "-"] for k, v in facts["extras"].items()],
-        )
+        console.table("\ndevices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
+        weights = [[one["model"], one["path"] or "-"] for one in facts["weights"]]
+        console.table("\nweights", ["model", "on this disk"], weights)
+        installed = [[name, "yes" if there else "-"] for name, there in facts["extras"].items()]
+        console.table("\ntrackers", ["package", "installed"], installed)
     for line in _advice(facts):
         console.say(line)
 
 
 def _devices() -> dict[str, Any]:
-    """Every device that PyTorch can compute on, with the precisions it is good for; empty with an error without PyTorch."""
+    """Every device that PyTorch computes on, with its precisions; none and the fault where PyTorch is broken."""
     try:
         import torch
     except ImportError as error:
@@ -74,7 +66,7 @@ def _devices() -> dict[str, Any]:
     devices.append(
         {"device": "cpu", "what": what, "memory_gib": _memory()["total"], "precisions": ["float32", "bf16"]}
     )
-    return {"devices": devices, "cuda_build": torch.version.cuda or torch.version.hip}
+    return {"devices": devices, "gpu_build": torch.version.cuda or torch.version.hip}
 
 
 def _device_rows(facts: dict[str, Any]) -> list[list[object]]:
@@ -125,23 +117,15 @@ def _advice(facts: dict[str, Any]) -> list[str]:
     """What to do, a line each."""
     lines = []
     if "fault" in facts:
-        lines.append(
-            f"{facts['fault']}; install it again: {sys.executable} -m pip install --force-reinstall torch"
-        )
+        lines.append(f"{facts['fault']}; install it again: pip install --force-reinstall torch")
     elif not any(device["device"].startswith(("cuda", "mps")) for device in facts["devices"]):
-        why = (
-            "this PyTorch is built without it"
-            if facts.get("cuda_build") is None
-            else "no driver or no device"
-        )
-        lines.append(
-            f"no GPU ({why}): the embedded model runs well on a CPU, a full-size one takes seconds a U-Net evaluation"
-        )
+        why = "this PyTorch is built without it" if facts["gpu_build"] is None else "no driver or no device"
+        lines.append(f"no GPU ({why}): fine for the embedded model, slow for a full-size one")
     if facts["weights"][0]["path"] is None:
         lines.append("the embedded model is missing: install diffcli again")
     if facts["weights"][1]["path"] is None:
         lines.append(
-            f"{DEFAULT_BACKBONE} is fetched on first use (5 GB); ahead of time: hf download {DEFAULT_BACKBONE}"
+            f"{DEFAULT_BACKBONE} (5 GB) is fetched on first use; before: hf download {DEFAULT_BACKBONE}"
         )
     available = facts["memory_gib"]["available"]
     if available is not None and available < 4:

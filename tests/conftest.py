@@ -1,0 +1,55 @@
+"""What every test shares: the command line as a real process, and one compute thread."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+CLI = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure() -> None:
+    """One thread a process: machines are shared, and results do not depend on the number of cores."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return ROOT
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> CLI:
+    """Run `diff ...` in an empty folder as its own process, in a pipe: cli("check", file, env={...}, cwd=...)."""
+
+    def run(
+        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.run(
+            [
+                sys.executable,
+                "-W",
+                "error::DeprecationWarning:diffcli",
+                "-m",
+                "diffcli",
+                *map(str, arguments),
+            ],
+            cwd=cwd or tmp_path,
+            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
