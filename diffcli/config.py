@@ -70,10 +70,10 @@ class BackboneConfig(Settings):
     """Hub revision (branch, tag or commit); null takes the default branch."""
     variant: str | None = None
     """Weight variant to read from a hub id or folder, for example fp16; null takes the plain files."""
-    prediction_type: Literal["auto", "as_epsilon"] = "auto"
-    """auto converts v-prediction to noise (the scheduler's config decides); as_epsilon reads v as noise, as the published code did."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "as_epsilon"] = "auto"
+    """What the U-Net's output is: auto asks the scheduler's config; epsilon and v_prediction state it (v is converted to noise); as_epsilon reads v as noise, as the published code did."""
     random_weights: bool = False
-    """Keep the architecture but draw random weights: the control of the ablation, never useful otherwise."""
+    """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
 
 
 class CustomSchedule(Settings):

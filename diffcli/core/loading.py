@@ -1,17 +1,32 @@
-"""Load the diffusion model from a hub id, a local diffusers folder, a single file, or the embedded one."""
+"""Load the diffusion model from a hub id, a local diffusers folder, a single file, or the embedded one.
 
-from collections.abc import Iterable
+Whatever is wrong is found from settings and file headers before weights are read, and said in one BackboneError.
+"""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from diffcli.config import EMBEDDED, BackboneConfig
+from diffcli.core import hub
 from diffcli.core.backbone import DiffusionBackbone
+from diffcli.core.memory import check_memory, memory_errors
+from diffcli.core.pipeline_folder import SUITABLE, PipelineFolder
+from diffcli.core.single_file import SingleFile
+from diffcli.errors import BackboneError
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "miniworld-sd"
+
+Source = PipelineFolder | SingleFile
 
 
 def load_backbone(
@@ -19,25 +34,134 @@ def load_backbone(
 ) -> DiffusionBackbone:
     """Load VAE, U-Net and scheduler facts, encode every distinct prompt once, and release the text encoder.
 
+    The text encoder runs in float32 whatever `dtype` is. A local source is read without touching the network,
+    and so is a hub id that is complete in the cache.
+
+    Args:
+        seed: of the U-Net's weights with `config.random_weights`; models leave it at 0, so that a checkpoint finds the
+            same network again whatever its training seed was.
+
     Raises:
-        BackboneError: nothing usable there; the message names the remedy.
+        BackboneError: nothing usable there, or not enough memory; the message names the remedy.
     """
-    source = str(EMBEDDED_FOLDER) if config.source == EMBEDDED else config.source
-    where: dict[str, Any] = {"revision": config.revision}
-    weights: dict[str, Any] = {**where, "variant": config.variant, "torch_dtype": dtype}
-    vae = AutoencoderKL.from_pretrained(source, subfolder="vae", **weights)
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", **weights)
-    scheduler = DDIMScheduler.from_pretrained(source, subfolder="scheduler", **where)
-    tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", **where)
-    text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", revision=config.revision, dtype=dtype)
-    embeddings = encode_prompts(prompts, tokenizer=tokenizer, text_encoder=text_encoder.to(device))
-    return DiffusionBackbone(
-        vae=vae.to(device),
-        unet=unet.to(device),
-        alphas_cumprod=scheduler.alphas_cumprod,
-        prediction_type="epsilon" if config.prediction_type == "as_epsilon" else scheduler.config["prediction_type"],
-        prompt_embeddings=embeddings,
+    source = open_source(config)
+    with quiet(), memory_errors(config.source):
+        source.check(skip_unet_weights=config.random_weights)
+        check_unet(
+            source.config("unet"),
+            text=source.config("text_encoder"),
+            vae=source.config("vae"),
+            where=config.source,
+        )
+        prediction_type = resolve_prediction_type(config, source)
+        check_memory(source, device=device, dtype=dtype, random_unet=config.random_weights)
+        text_encoder = source.load_text_encoder().float().to(device)
+        embeddings = encode_prompts(prompts, tokenizer=source.load_tokenizer(), text_encoder=text_encoder)
+        del text_encoder
+        unet = (
+            random_unet(source.config("unet"), dtype=dtype, seed=seed)
+            if config.random_weights
+            else source.load_unet(dtype)
+        )
+        return DiffusionBackbone(
+            vae=source.load_vae(dtype).to(device),
+            unet=unet.to(device),
+            alphas_cumprod=source.load_scheduler().alphas_cumprod,
+            prediction_type=prediction_type,
+            prompt_embeddings=embeddings,
+        )
+
+
+def open_source(config: BackboneConfig) -> Source:
+    """The folder or file that `config.source` means; a hub id is downloaded unless it is in the cache.
+
+    Raises:
+        BackboneError: no such folder or file, or the hub cannot give it.
+    """
+    if config.source == EMBEDDED:
+        if not EMBEDDED_FOLDER.is_dir():
+            raise BackboneError(
+                "the embedded model is not part of this installation",
+                where=EMBEDDED,
+                hint="install diffcli again",
+            )
+        return PipelineFolder(EMBEDDED_FOLDER)
+    path = Path(config.source).expanduser()
+    if path.is_dir():
+        return PipelineFolder(path, config.variant)
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+        raise BackboneError(
+            "a pickled checkpoint, which is not read", where=str(path), hint="use its .safetensors version"
+        )
+    if path.is_file():
+        return SingleFile(path)
+    if (
+        path.suffix == ".safetensors"
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.source)
+        or config.source[0] == "."
+    ):
+        raise BackboneError("no such file or folder", where=config.source, hint=SUITABLE)
+    return hub.fetch(
+        config.source,
+        revision=config.revision,
+        variant=config.variant,
+        unet_weights=not config.random_weights,
     )
+
+
+def check_unet(
+    unet: Mapping[str, Any], *, text: Mapping[str, Any], vae: Mapping[str, Any], where: str
+) -> None:
+    """The U-Net is one whose features the method reads: four levels, text through cross-attention in the upper three.
+
+    Raises:
+        BackboneError: another kind of network; says what differs.
+    """
+    faults = []
+    if unet.get("addition_embed_type") or unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
+        faults.append("needs conditions besides the prompt (as SDXL and upscalers do)")
+    if unet.get("in_channels") != vae.get("latent_channels", 4):
+        given, taken = vae.get("latent_channels", 4), unet.get("in_channels")
+        faults.append(f"takes {taken} channels where the VAE gives {given} (as inpainting models do)")
+    blocks = list(unet.get("up_block_types", ()))
+    if len(blocks) != 4 or any("CrossAttn" not in block for block in blocks[1:]):
+        faults.append(f"has the decoder blocks {blocks}, not four with cross-attention in the last three")
+    if unet.get("cross_attention_dim") != text.get("hidden_size"):
+        given, taken = text.get("hidden_size"), unet.get("cross_attention_dim")
+        faults.append(f"attends to {taken} text channels where the text encoder gives {given}")
+    if faults:
+        raise BackboneError(
+            "not a Stable Diffusion 1.x or 2.x model: its U-Net " + "; it ".join(faults),
+            where=where,
+            hint=SUITABLE,
+        )
+
+
+def resolve_prediction_type(config: BackboneConfig, source: Source) -> str:
+    """How the U-Net's output is read: "epsilon" or "v_prediction" (method section 1.1).
+
+    Raises:
+        BackboneError: the model predicts something else, or does not say.
+    """
+    if config.prediction_type == "as_epsilon":
+        return "epsilon"
+    if config.prediction_type != "auto":
+        return config.prediction_type
+    stated = source.prediction_type()
+    if stated not in ("epsilon", "v_prediction"):
+        raise BackboneError(
+            f"its scheduler says prediction_type {stated!r}; epsilon and v_prediction can be read",
+            where=config.source,
+            hint="if that is wrong, set model.backbone.prediction_type to epsilon or v_prediction",
+        )
+    return stated
+
+
+def random_unet(settings: Mapping[str, Any], *, dtype: torch.dtype, seed: int) -> UNet2DConditionModel:
+    """The architecture with fresh weights: the control that asks what the U-Net's pretraining brings."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel.from_config(dict(settings)).to(dtype)
 
 
 @torch.no_grad()
@@ -46,8 +170,28 @@ def encode_prompts(
 ) -> dict[str, torch.Tensor]:
     """Distinct prompt -> (tokens, width) last hidden state; padded to the model's length, no attention mask."""
     distinct = list(dict.fromkeys(prompts))
+    length = text_encoder.config.max_position_embeddings
     tokens = tokenizer(
-        distinct, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+        distinct, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
     ).input_ids
     states = text_encoder(tokens.to(text_encoder.device)).last_hidden_state
     return dict(zip(distinct, states, strict=True))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, log lines or warnings of diffusers and transformers; their settings come back afterwards."""
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for library in libraries:
+                library.set_verbosity_error()
+                library.disable_progress_bar()
+            yield
+        finally:
+            for library, (verbosity, bars) in zip(libraries, before, strict=True):
+                library.set_verbosity(verbosity)
+                if bars:
+                    library.enable_progress_bar()

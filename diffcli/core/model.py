@@ -114,7 +114,6 @@ def build_model(
         prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
         device=torch.device(device),
         dtype=DTYPES[precision],
-        seed=seed,
     )
     return join(config, backbone, precision=precision, seed=seed)
 
