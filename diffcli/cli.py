@@ -143,6 +143,7 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Write report.json here.", show_default=False),
     ] = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Score a run on domains: IoU of every class, and their mean.  `evaluate` is the same command."""
@@ -151,7 +152,9 @@ def evaluate(
     runs = [find_run(name, runs=RUNS) for name in run] if run else [find_run(runs=RUNS)]
     from diffcli.commands import evaluate as command
 
-    command.run(runs, domains=domain, root=root, overrides=overrides or (), output=output, json=json)
+    command.run(
+        runs, domains=domain, root=root, overrides=overrides or (), output=output, device=device, json=json
+    )
 
 
 app.command("eval")(evaluate)
@@ -199,6 +202,7 @@ def export(
     with_backbone: Annotated[
         bool, typer.Option("--with-backbone", help="Put the frozen diffusion model in as well.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Write one folder that loads anywhere offline."""
     from diffcli.runs import RUNS, find_run
@@ -206,7 +210,7 @@ def export(
     folder = find_run(run, runs=RUNS)
     from diffcli.commands import export as command
 
-    command.run(folder, output=output, with_backbone=with_backbone)
+    command.run(folder, output=output, with_backbone=with_backbone, json=json)
 
 
 @app.command("import")

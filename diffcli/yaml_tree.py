@@ -159,13 +159,11 @@ def _parse(text: str, file: str) -> Tree:
         values = _build(loader, node, (), file, places, parents=())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        tab = (
-            "\t"
-            in (text.splitlines() or [""])[mark.line if mark and mark.line < len(text.splitlines()) else 0]
-        )
+        line = mark.line if mark else 0
+        tab = "\t" in "".join(text.splitlines()[line : line + 1])
         raise ConfigError(
             "this is not valid YAML: " + ", ".join(filter(None, (error.context, error.problem))),
-            where=f"{file}:{mark.line + 1}" if mark else file,
+            where=f"{file}:{line + 1}",
             hint="YAML is indented with spaces, not tabs" if tab else None,
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -217,8 +215,10 @@ def _refuse_duplicates(loader: _Loader, node: yaml.MappingNode, file: str) -> No
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError("a key must be one word or number", where=f"{file}:{line}")
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node)
-        if key in lines and key_node.tag != "tag:yaml.org,2002:merge":
+        if key in lines:
             raise ConfigError(f"{key} is set twice, first in line {lines[key]}", where=f"{file}:{line}")
         lines[key] = line
 

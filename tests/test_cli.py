@@ -15,10 +15,10 @@ from diffcli.cli import app
 
 OPTIONS = {
     "train": ["CONFIG", "--set", "--resume", "--name", "--json"],
-    "eval": ["--run", "--domain", "--root", "--set", "--output -o", "--json"],
-    "evaluate": ["--run", "--domain", "--root", "--set", "--output -o", "--json"],
+    "eval": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
+    "evaluate": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
     "predict": ["IMAGES", "--output -o", "--run", "--overlay", "--json", "--reference", "--device", "--set"],
-    "export": ["RUN", "--output -o", "--with-backbone"],
+    "export": ["RUN", "--output -o", "--with-backbone", "--json"],
     "import": ["CKPT", "--output -o", "--config"],
     "init": ["FILE", "--force"],
     "check": ["CONFIG", "--set", "--json"],

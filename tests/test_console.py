@@ -56,7 +56,7 @@ def test_progress_in_a_pipe_is_a_line_now_and_then(
             bar.update(loss=1 / (i + 1), note=None)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    assert lines[0] == "train 30/100 | loss 0.1 | 8.0 samples/s | ETA 0:35"
+    assert lines[0] == "train 30/100 | loss 0.1 | 8 samples/s | ETA 0:35"
     assert lines[-1].startswith("train 60/100 | loss 0.025")
 
 
