@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
+import cv2
 import numpy as np
 
 from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
@@ -83,7 +84,14 @@ def open_domain(
     elif spec.rendered is not None:
         domain = _rendered(spec, config, purpose, classes)
     else:
-        domain = _listed(spec, config, purpose, classes)
+        try:
+            domain = _listed(spec, config, purpose, classes)
+        except OSError as error:
+            raise DataError(
+                f"{spec.name}: a folder cannot be listed: {error.strerror or error}",
+                where=str(error.filename),
+                hint="check that you may read it and that the disk is there",
+            ) from error
     if config.limit is not None and config.limit < len(domain):
         domain.samples = tuple(domain.samples[i * len(domain) // config.limit] for i in range(config.limit))
     return domain
@@ -291,6 +299,7 @@ class TrainingSet:
         return len(self.domain)
 
     def __getitem__(self, draw: int) -> TrainingSample:
+        cv2.setNumThreads(1)  # the workers are the parallel part
         rng = np.random.default_rng([self.seed, draw, 0])
         index, wanted = self._pick(draw, rng)
         image, label = self.domain.load(index)

@@ -11,8 +11,6 @@ from diffcli.errors import DataError
 
 Image = NDArray[np.uint8]
 
-cv2.setNumThreads(1)
-
 
 def read_image(path: Path, *, upright: bool = True) -> Image:
     """The image (H, W, 3), RGB, 0..255: grey is spread, alpha dropped, 16 bits scaled to 8, EXIF rotation applied.

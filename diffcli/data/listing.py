@@ -6,7 +6,8 @@ without asking the file system about each of them.
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from diffcli.domains import SPLITS, LabelFiles, Layout
@@ -40,9 +41,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Place:
-    """A layout as found: under `base`, with `split` being the name of the split's folder ("" where there are none)."""
+    """A layout as found, with `split` being the name of the split's folder ("" where there are none)."""
 
     base: Path
+    """Folder that holds the images' part of the layout."""
+    label_base: Path
+    """Folder that holds the labels' part: another one where two archives were unpacked side by side."""
     layout: Layout
     split: str
 
@@ -52,32 +56,34 @@ class Place:
 
     def labels(self, files: LabelFiles) -> Path:
         """The folder of one kind of labels."""
-        return self.base / files.folder.format(split=self.split)
+        return self.label_base / files.folder.format(split=self.split)
+
+    def has_labels(self) -> bool:
+        """Whether there is a folder of any kind of labels."""
+        return any(self.labels(files).is_dir() for files in self.layout.labels)
 
 
 def find_place(root: Path, layouts: Sequence[Layout], split: str) -> Place | None:
     """The first layout that lies at `root` or one folder below; one with labels goes before one without.
 
+    Labels may lie below another folder than the images, as archives unpacked side by side leave them.
     A layout without split folders is one undivided set; it answers to "train" and to "", which asks for nothing else.
     """
-    unlabelled = None
-    for base in (root, *_subfolders(root)):
-        for layout in layouts:
-            for place in _places(base, layout, split):
-                if any(place.labels(files).is_dir() for files in layout.labels):
-                    return place
-                unlabelled = unlabelled or place
-    return unlabelled
+    bases = (root, *_subfolders(root))
+    places = [place for base in bases for layout in layouts for place in _places(base, layout, split)]
+    apart = (replace(place, label_base=base) for place in places for base in bases)
+    labelled = next((place for place in chain(places, apart) if place.has_labels()), None)
+    return labelled or next(iter(places), None)
 
 
 def _places(base: Path, layout: Layout, split: str) -> Iterator[Place]:
     if "{split}" in layout.images:
         for name in SPLITS.get(split, ()):
-            place = Place(base, layout, name)
+            place = Place(base, base, layout, name)
             if place.images().is_dir():
                 yield place
     elif split in ("train", ""):
-        place = Place(base, layout, "")
+        place = Place(base, base, layout, "")
         if place.images().is_dir() and not _has_splits(place.images()):
             yield place
 
@@ -142,10 +148,11 @@ def _keyed(folder: Path, suffixes: tuple[str, ...]) -> dict[str, dict[str, str]]
 def walk_images(folder: Path) -> Iterator[tuple[str, str]]:
     """(relative path without suffix, full path) of every image below `folder`, links followed, in no order."""
     if folder.is_dir():
-        yield from _walk(str(folder), "", {os.path.realpath(folder)})
+        yield from _walk(str(folder), "", (os.path.realpath(folder),))
 
 
-def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[tuple[str, str]]:
+def _walk(folder: str, prefix: str, above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """`above`: the real folders on the way down to `folder` and itself; a link back to one of them is not followed."""
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -154,16 +161,7 @@ def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[tuple[str, str]]
             stem, dot, ending = name.rpartition(".")
             if dot and f".{ending.lower()}" in IMAGE_SUFFIXES and entry.is_file():
                 yield prefix + stem, entry.path
-            elif entry.is_dir() and _is_new(entry, seen):
-                yield from _walk(entry.path, f"{prefix}{name}/", seen)
-
-
-def _is_new(entry: os.DirEntry[str], seen: set[str]) -> bool:
-    """False for a link to a folder that has been walked already, so that a link to its own parent ends."""
-    if not entry.is_symlink():
-        return True
-    real = os.path.realpath(entry.path)
-    if real in seen:
-        return False
-    seen.add(real)
-    return True
+            elif entry.is_dir():
+                real = os.path.realpath(entry.path)
+                if real not in above:
+                    yield from _walk(entry.path, f"{prefix}{name}/", (*above, real))

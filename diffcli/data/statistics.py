@@ -179,10 +179,17 @@ def _key(domain: Domain) -> str:
         digest.update(repr(reader.train_ids).encode())
     for sample in domain.samples:
         if sample.label is not None:
-            state = sample.label.stat()
+            state = _state(sample.label)
             digest.update(f"{sample.label}\0{sample.reader} {state.st_size} {state.st_mtime_ns}\n".encode())
         else:
             digest.update(f"{sample.scene} {domain.resize}\n".encode())
     if domain.samples and domain.samples[0].scene is not None:
         digest.update(domain.read_label(0).tobytes())  # another way of drawing scenes gives another key
     return digest.hexdigest()[:40]
+
+
+def _state(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error

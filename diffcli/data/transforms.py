@@ -91,7 +91,10 @@ def _largest_share(label: Label) -> float:
 
 def class_counts(label: Label) -> NDArray[np.int64]:
     """Number of pixels of each value 0..255."""
-    return np.bincount(label.ravel(), minlength=256)
+    if label.size >= 1 << 24:  # beyond it OpenCV's float32 counts are no longer exact
+        return np.bincount(label.ravel(), minlength=256)
+    histogram = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256])
+    return np.asarray(histogram, dtype=np.int64).ravel()
 
 
 def flip_horizontally(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

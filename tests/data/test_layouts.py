@@ -122,6 +122,15 @@ def test_synthia_16_bit_labels(tmp_path: Path, save_pair: SavePair) -> None:
     assert domain.load(0)[1].tolist() == ROAD_CAR
 
 
+def test_archives_unpacked_side_by_side(tmp_path: Path, save_pair: SavePair) -> None:
+    image = "leftImg8bit_trainvaltest/leftImg8bit/val/ulm/a_leftImg8bit.png"
+    save_pair(
+        tmp_path / image, tmp_path / "gtFine_trainvaltest/gtFine/val/ulm/a_gtFine_labelIds.png", ROAD_CAR_ID
+    )
+    domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="eval")
+    assert domain.load(0)[1].tolist() == ROAD_CAR
+
+
 def test_label_ids_go_before_train_ids_and_each_image_takes_what_it_has(
     tmp_path: Path, save_pair: SavePair
 ) -> None:

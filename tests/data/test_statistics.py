@@ -143,6 +143,16 @@ def test_a_bad_label_is_named(own_folder: OwnFolder) -> None:
     assert str(caught.value.where).endswith("b.png")
 
 
+def test_a_label_that_went_away_is_named(own_folder: OwnFolder) -> None:
+    domain = opened(own_folder({"a": [[0, 1]]}))
+    for sample in domain.samples:
+        assert sample.label is not None
+        sample.label.unlink()
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        class_statistics(domain)
+    assert str(caught.value.where).endswith("a.png")
+
+
 def test_rendered_scenes_are_counted() -> None:
     domain = open_domain(DomainConfig(domain="miniworld", count=2), purpose="train")
     statistics = class_statistics(domain)

@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from diffcli.config import Size
 from diffcli.data.transforms import (
     CONTRAST,
+    class_counts,
     draw_crop,
     flip_horizontally,
     pad,
@@ -71,6 +72,16 @@ def test_padding_is_on_the_right_and_at_the_bottom(image: np.ndarray, width: int
     assert np.array_equal(padded[:h, :w], image)
     assert (padded[h:] == 9).all()
     assert (padded[:, w:] == 9).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (37, 5), (4100, 4100)])
+def test_class_counts(shape: tuple[int, int]) -> None:
+    label = np.full(shape, 18, np.uint8)
+    label[0, 0] = 255
+    counts = class_counts(label)
+    assert counts[18] == label.size - 1
+    assert counts[255] == 1
+    assert counts.sum() == label.size
 
 
 @given(labels)
