@@ -182,7 +182,7 @@ def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: S
         raise DataError(
             f"{spec.name}: no image here has a label" if pairs else f"{spec.name}: no images here",
             where=str(place.images()),
-            hint=f"training needs labels; expected {describe_layouts(spec)}",
+            hint=f"training needs labels; expected {describe_layouts(spec)}, each named like its image",
         )
     kept = labelled or pairs
     if not kept:

@@ -10,7 +10,16 @@ import pytest
 
 from diffcli.config import DomainConfig
 from diffcli.data.dataset import open_domain
-from diffcli.domains import DOMAINS, VISTAS_1_2, VISTAS_2_0, VISTAS_ENCODING_1_2, VISTAS_ENCODING_2_0
+from diffcli.domains import (
+    CITYSCAPES_CLASSES,
+    CLASS_SUBSETS,
+    DOMAINS,
+    SYNTHIA,
+    VISTAS_1_2,
+    VISTAS_2_0,
+    VISTAS_ENCODING_1_2,
+    VISTAS_ENCODING_2_0,
+)
 from diffcli.errors import ConfigError, DataError
 
 SavePair = Callable[..., None]
@@ -247,6 +256,15 @@ def test_every_domain_is_described() -> None:
         assert spec.name == name
         assert bool(spec.layouts) + bool(spec.members) + (spec.rendered is not None) == (name != "folder")
         assert all(member in DOMAINS for member in spec.members)
+
+
+def test_class_subsets_are_those_of_synthia() -> None:
+    assert [len(names) for names in CLASS_SUBSETS.values()] == [16, 13]
+    assert all(set(names) < set(CITYSCAPES_CLASSES) for names in CLASS_SUBSETS.values())
+    occurring = {i for i in SYNTHIA.ids.values() if i != 255} - {
+        CITYSCAPES_CLASSES.index(c) for c in ("terrain", "truck", "train")
+    }
+    assert {CITYSCAPES_CLASSES[i] for i in occurring} == set(CLASS_SUBSETS["16 classes (SYNTHIA)"])
 
 
 def test_unknown_domain() -> None:
