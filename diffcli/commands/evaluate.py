@@ -57,10 +57,12 @@ def run(
     """
     opened = [open_run(path, overrides=overrides) for path in runs]
     _refuse_equal_names(opened)
+    known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
+    wanted = [_entries(trained, domains, root, otherwise=known) for trained in opened]
     results = []
-    for trained in opened:
+    for trained, entries in zip(opened, wanted, strict=True):
         folder = _output_folder(trained, output, several=len(opened) > 1)
-        result = _evaluate(trained, _entries(trained, domains, root), folder=folder, device=device)
+        result = _evaluate(trained, entries, folder=folder, device=device)
         results.append(result)
         if result.scores:
             write_reports(result)
@@ -116,6 +118,7 @@ def _evaluate(
     """Evaluate one run on every domain that can be opened; what cannot is kept in `errors`."""
     result = Result(trained, folder)
     domains = _open_domains(result, entries)
+    _make_folder(folder)
     model = trained.load_model(device=device)
     for domain in domains:
         try:
@@ -156,9 +159,11 @@ def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domai
     return domains
 
 
-def _entries(trained: OpenRun, domains: str | None, root: Path | None) -> list[DomainConfig]:
+def _entries(
+    trained: OpenRun, domains: str | None, root: Path | None, *, otherwise: Sequence[DomainConfig]
+) -> list[DomainConfig]:
     """What to evaluate on: names of the run's own domains mean these, any other name the known domain."""
-    own = trained.config.data.eval
+    own = trained.config.data.eval or otherwise
     if domains is None:
         if not own:
             raise ConfigError(
@@ -182,6 +187,18 @@ def _output_folder(trained: OpenRun, output: Path | None, *, several: bool) -> P
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     taken = sum(1 for _ in base.glob(f"{stamp}*"))
     return base / (f"{stamp}-{taken + 1}" if taken else stamp)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the reports, before the work that they tell of."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiffError(
+            f"cannot write here: {error.strerror or error}",
+            where=str(folder),
+            hint="choose another folder: -o DIR",
+        ) from error
 
 
 def _refuse_equal_names(opened: Sequence[OpenRun]) -> None:

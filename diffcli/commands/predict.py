@@ -248,7 +248,7 @@ def segment_files(
     with console.progress("predict", len(jobs), unit="images") as bar:
         for batch in _batched(_read_ahead(read, jobs), settings.batch_size):
             for failure in (item for item in batch if not isinstance(item, _Read)):
-                console.warn(f"skipped {failure[1]}")
+                console.warn(f"skipped {str(failure[1]).splitlines()[0]}")
                 outcome.failed.append(failure)
             good = [item for item in batch if isinstance(item, _Read)]
             for _, images in groupby(good, lambda item: item.image.shape):

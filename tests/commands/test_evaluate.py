@@ -1,0 +1,175 @@
+"""Evaluate: which domains, what is printed and written, and that one bad domain or file never costs the others."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcli import inference
+from diffcli.commands import evaluate
+from diffcli.core.model import SegmentationModel
+from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> SegmentationModel:
+    return inference.load(tiny_run, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, on the model that is already there."""
+    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+
+
+@pytest.fixture
+def own_domain(tmp_path: Path) -> Callable[..., Path]:
+    """make(values): a folder of three labelled pictures; the label of the second holds `value` as well."""
+
+    def make(value: int = 0) -> Path:
+        root = tmp_path / "own"
+        for i in range(3):
+            label = np.zeros((32, 64), np.uint8)
+            label[8:] = i
+            label[:2] = value if i == 1 else 0
+            picture = np.random.default_rng(i).integers(0, 255, (32, 64, 3))
+            for folder, pixels in (("images", picture), ("labels", label)):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(root / folder / f"{i}.png")
+        return root
+
+    return make
+
+
+def printed_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    told: dict[str, object] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_the_runs_own_domains_by_default(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate.run([tiny_run], output=tmp_path / "out")
+    captured = capsys.readouterr()
+    assert "miniworld/night" in captured.out
+    assert "mean, all 19" in captured.out
+    assert "evaluate miniworld/night 2/2" in captured.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "picture.png",
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert told["iteration"] == 7
+    assert told["domains"][0]["samples"] == 2
+    assert told["domains"][0]["unet_evaluations_per_image"] == 1
+    assert told["eval"]["size"] == "128x64"
+
+
+def test_json_is_all_of_stdout(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.run([tiny_run], output=tmp_path / "out", json=True)
+    assert printed_json(capsys) == json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+def test_csv_has_a_line_a_class(tiny_run: Path, tmp_path: Path) -> None:
+    evaluate.run([tiny_run], output=tmp_path / "out")
+    with (tmp_path / "out" / "report.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 19 + 2
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["domains"][0]
+    assert float(lines[0]["iou"]) == told["per_class"]["road"]["iou"]
+    assert float(lines[-2]["iou"]) == told["mean_iou_all"]
+
+
+def test_domains_by_name_and_overrides(
+    tiny_run: Path, tmp_path: Path, own_domain: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of the run's own means that entry (two scenes, not the default); `folder` takes --root."""
+    evaluate.run([tiny_run], domains="miniworld/night", output=tmp_path / "a", json=True)
+    assert printed_json(capsys)["domains"][0]["samples"] == 2  # type: ignore[index]
+    overrides = ["eval.size=64x64", "eval.flip=true"]
+    evaluate.run(
+        [tiny_run], domains="folder", root=own_domain(), overrides=overrides, output=tmp_path / "b", json=True
+    )
+    told = printed_json(capsys)
+    assert told["domains"][0]["samples"] == 3  # type: ignore[index]
+    assert told["domains"][0]["unet_evaluations_per_image"] == 2  # type: ignore[index]
+    with pytest.raises(ConfigError, match="nonsense"):
+        evaluate.run([tiny_run], domains="nonsense", output=tmp_path / "c")
+
+
+def test_a_bad_label_is_told_at_the_end_after_the_work(
+    tiny_run: Path, tmp_path: Path, own_domain: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="not every domain was evaluated in full") as caught:
+        evaluate.run([tiny_run], domains="folder", root=own_domain(99), output=tmp_path / "out")
+    assert "99" in caught.value.message
+    assert "1.png" in caught.value.message
+    assert "1 of 3 images" in caught.value.message
+    assert "pixel accuracy" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["domains"][0]["skipped"] == 1
+
+
+def test_a_missing_domain_does_not_cost_the_others(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = f"{{domain: cityscapes, root: {tmp_path / 'nowhere'}}}"
+    overrides = [f"data.eval=[{missing}, {{domain: miniworld/fog, count: 1}}]"]
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate.run([tiny_run], overrides=overrides, output=tmp_path / "out", json=True)
+    assert [one["name"] for one in printed_json(capsys)["domains"]] == ["miniworld/fog"]  # type: ignore[attr-defined]
+
+
+def test_one_missing_domain_is_said_before_anything_is_loaded(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        evaluate.run([tiny_run], domains="cityscapes", root=tmp_path / "nowhere", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_runs_in_one_table(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    evaluate.run([tiny_run, other], output=tmp_path / "out")
+    printed = capsys.readouterr().out
+    comparison = printed[printed.index("mean IoU in percent") :].splitlines()
+    assert comparison[1].split() == ["domain", "tiny", "other"]
+    _, first, second = comparison[3].split()
+    assert first == second
+    assert (tmp_path / "out" / "other" / "report.json").is_file()
+    with pytest.raises(ConfigError, match="two runs are named tiny"):
+        evaluate.run([tiny_run, tiny_run], output=tmp_path / "out")
+
+
+def test_reports_go_into_the_run_folder_by_default(tiny_run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own-run"
+    shutil.copytree(tiny_run, own)
+    for _ in range(2):
+        evaluate.run([own])
+    assert len(list(own.glob("eval/*/report.json"))) == 2
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(CheckpointError):
+            evaluate.run([path])
+    (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="not a readable"):
+        evaluate.run([tmp_path / "damaged.safetensors"])
+
+
+def test_an_unwritable_folder_is_said_before_the_work(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiffError, match="cannot write"):
+        evaluate.run([tiny_run], output=tmp_path / "file" / "out")
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,266 @@
+"""Predict: which mask goes where, what it holds, and that one bad file never costs the others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffcli import inference
+from diffcli.commands import predict
+from diffcli.core.model import SegmentationModel
+from diffcli.domains import CITYSCAPES_PALETTE
+from diffcli.errors import ConfigError, DataError, DiffError
+
+
+@pytest.fixture(scope="module")
+def model(tiny_run: Path) -> SegmentationModel:
+    return inference.load(tiny_run, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command itself, on the model that is already there."""
+    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
+    """A street-like random picture: smooth, so that JPEG changes it little."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 12, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def save(path: Path, image: Image.Image, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def ids(path: Path) -> np.ndarray:
+    with Image.open(path) as mask:
+        assert mask.mode == "P"
+        return np.asarray(mask)
+
+
+def targets(jobs: list[predict.Job], output: Path) -> list[str]:
+    return sorted(job.mask.relative_to(output).as_posix() for job in jobs)
+
+
+# ------------------------------------------------------------------------------------------------- planning
+
+
+def test_a_folder_keeps_its_tree_and_skips_what_is_no_image(tmp_path: Path) -> None:
+    for name in ("a.png", "UPPER.JPG", "sub/b.jpeg", "sub/deep/ünï 空.png"):
+        save(tmp_path / "in" / name, picture())
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    save(tmp_path / "in" / ".hidden.png", picture())
+    jobs = predict.plan([str(tmp_path / "in")], output=tmp_path / "out")
+    assert targets(jobs, tmp_path / "out") == ["UPPER.png", "a.png", "sub/b.png", "sub/deep/ünï 空.png"]
+
+
+def test_files_globs_and_folders_share_one_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("day/1.png", "night/1.png", "night/2.png", "other/3.png"):
+        save(tmp_path / name, picture())
+    monkeypatch.chdir(tmp_path)
+    out = Path("out")
+    assert targets(predict.plan(["day", "night"], output=out), out) == [
+        "day/1.png",
+        "night/1.png",
+        "night/2.png",
+    ]
+    assert targets(predict.plan(["day/1.png", "night/1.png"], output=out), out) == [
+        "day/1.png",
+        "night/1.png",
+    ]
+    assert targets(predict.plan(["*/1.png"], output=out), out) == ["day/1.png", "night/1.png"]
+    assert targets(predict.plan(["night/1.png", "night"], output=out), out) == ["1.png", "2.png"]
+    assert targets(predict.plan(["**/*.png"], output=out), out) == [
+        "day/1.png",
+        "night/1.png",
+        "night/2.png",
+        "other/3.png",
+    ]
+
+
+def test_two_images_of_one_stem_get_a_mask_each(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.png"):
+        save(tmp_path / "in" / name, picture())
+    jobs = predict.plan([str(tmp_path / "in")], output=tmp_path / "out")
+    assert targets(jobs, tmp_path / "out") == ["a.jpg.png", "a.png.png", "b.png"]
+
+
+def test_masks_of_an_earlier_call_inside_the_folder_are_no_input(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", picture())
+    save(tmp_path / "in" / "masks" / "a.png", picture())
+    jobs = predict.plan([str(tmp_path / "in")], output=tmp_path / "in" / "masks")
+    assert targets(jobs, tmp_path / "in" / "masks") == ["a.png"]
+    globbed = predict.plan([str(tmp_path / "in" / "**" / "*.png")], output=tmp_path / "in" / "masks")
+    assert [job.image for job in globbed] == [tmp_path / "in" / "a.png"]
+
+
+def test_an_image_is_never_overwritten(tmp_path: Path) -> None:
+    image = save(tmp_path / "in" / "a.png", picture())
+    with pytest.raises(DataError, match="share this folder"):
+        predict.plan([str(tmp_path / "in")], output=tmp_path / "in")
+    with pytest.raises(DataError, match="would replace an image"):
+        predict.plan([str(image)], output=tmp_path / "in")
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/*.png", "empty"])
+def test_nothing_to_segment_is_an_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no images found|no such file") as caught:
+        predict.plan([str(tmp_path / name)], output=tmp_path / "out")
+    assert caught.value.hint
+
+
+def test_a_link_to_the_parent_ends(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", picture())
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in", target_is_directory=True)
+    assert len(predict.plan([str(tmp_path / "in")], output=tmp_path / "out")) == 1
+
+
+# ---------------------------------------------------------------------------------------------------- masks
+
+
+def test_masks_overlays_and_json(tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "in" / "a.jpg", picture(size=(100, 40)))
+    save(tmp_path / "in" / "sub" / "b.png", picture(1, size=(40, 100)))
+    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overlay=True, json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["images"]) == 2
+    assert all(Path(entry[key]).is_file() for entry in told["images"] for key in ("mask", "overlay"))
+    assert told["failed"] == []
+    assert ids(tmp_path / "out" / "a.png").shape == (40, 100)
+    assert ids(tmp_path / "out" / "sub" / "b.png").shape == (100, 40)
+    assert ids(tmp_path / "out" / "a.png").max() < 19
+    with Image.open(tmp_path / "out" / "a.png") as mask:
+        palette = np.reshape(mask.getpalette(), (-1, 3))
+    assert np.array_equal(palette[:19], CITYSCAPES_PALETTE)
+    with Image.open(tmp_path / "out" / "a_overlay.jpg") as overlay:
+        assert overlay.size == (100, 40)
+
+
+def test_a_mask_depends_on_the_image_and_its_name_alone(tmp_path: Path, tiny_run: Path) -> None:
+    for name in ("first/x.png", "second/deep/x.png"):
+        save(tmp_path / name, picture(3))
+    for seed in range(3):
+        save(tmp_path / "second" / f"{seed}.png", picture(seed, size=(96 + 8 * seed, 48)))
+    predict.run([str(tmp_path / "first")], run=tiny_run, output=tmp_path / "out1")
+    batched = ["eval.batch_size=3"]
+    predict.run([str(tmp_path / "second")], run=tiny_run, output=tmp_path / "out2", overrides=batched)
+    one, two = ids(tmp_path / "out1" / "x.png"), ids(tmp_path / "out2" / "deep" / "x.png")
+    assert len(np.unique(one)) > 1
+    assert (one != two).mean() < 0.005  # another batch size rounds differently, no more
+
+
+def test_modes_and_rotations_give_the_mask_of_the_plain_image(tmp_path: Path, tiny_run: Path) -> None:
+    """RGBA, palette, 16 bits and EXIF are read as what they show: each variant's mask is that of its RGB twin."""
+    image = picture(5)
+    grey16 = np.asarray(image.convert("L")).astype(np.uint16) * 257
+    opaque = image.copy()
+    opaque.putalpha(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    palette = image.quantize(64)
+    variants = {
+        "rgb": (image, image),
+        "rgba": (opaque, image),
+        "grey": (image.convert("L"), image.convert("L").convert("RGB")),
+        "grey16": (Image.fromarray(grey16), image.convert("L").convert("RGB")),
+        "palette": (palette, palette.convert("RGB")),
+        "turned": (image, image.transpose(Image.Transpose.ROTATE_270)),
+    }
+    for name, (variant, twin) in variants.items():
+        save(tmp_path / "in" / f"{name}.png", variant, **({"exif": exif} if name == "turned" else {}))
+        save(tmp_path / "twins" / f"{name}.png", twin)
+    for folder in ("in", "twins"):
+        predict.run([str(tmp_path / folder)], run=tiny_run, output=tmp_path / f"{folder}-out")
+    for name in variants:
+        mask, twin_mask = (ids(tmp_path / f"{folder}-out" / f"{name}.png") for folder in ("in", "twins"))
+        assert np.array_equal(mask, twin_mask), name
+
+
+def test_bad_files_are_named_and_the_rest_is_done(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = save(tmp_path / "in" / "good.png", picture())
+    (tmp_path / "in" / "empty.jpg").touch()
+    (tmp_path / "in" / "text.png").write_text("no image")
+    (tmp_path / "in" / "cut.png").write_bytes(good.read_bytes()[:-40])
+    with pytest.raises(DataError, match="3 of 4 images") as caught:
+        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", json=True)
+    assert all(name in str(caught.value) for name in ("empty.jpg", "text.png", "cut.png"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png"]
+    told = json.loads(capsys.readouterr().out)
+    assert len(told["images"]) == 1
+    assert len(told["failed"]) == 3
+
+
+def test_writing_twice_replaces_and_says_so(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a.png", picture())
+    for _ in range(2):
+        predict.run([str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out")
+    assert "replaced" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------- references
+
+
+def test_reference_masks_turn_the_conditional_branch_on(
+    tmp_path: Path, tiny_run: Path, model: SegmentationModel
+) -> None:
+    save(tmp_path / "in" / "sub" / "a.png", picture())
+    save(tmp_path / "in" / "b.png", picture(1))
+    mask = np.zeros((24, 48), np.uint8)
+    mask[:12] = 1  # sidewalk has a prompt, road has none
+    for name in ("sub/a.png", "elsewhere/b.png"):
+        save(tmp_path / "masks" / name, Image.fromarray(mask))
+    before = model.extractor.backbone.evaluations
+    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", reference=tmp_path / "masks")
+    assert model.extractor.backbone.evaluations - before == 2 * 2
+
+
+def test_a_first_prediction_can_be_the_reference(
+    tmp_path: Path, tiny_run: Path, model: SegmentationModel
+) -> None:
+    save(tmp_path / "a.png", picture())
+    before = model.extractor.backbone.evaluations
+    options = ["eval.reference=prediction"]
+    predict.run([str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out", overrides=options)
+    assert model.extractor.backbone.evaluations - before >= 2
+
+
+def test_bad_references(tmp_path: Path, tiny_run: Path) -> None:
+    image = save(tmp_path / "in" / "a.png", picture())
+    masks = tmp_path / "masks"
+    save(masks / "other.png", Image.new("L", (4, 4)))
+
+    def run(*overrides: str) -> None:
+        predict.run([str(image)], run=tiny_run, output=tmp_path / "out", reference=masks, overrides=overrides)
+
+    with pytest.raises(DataError, match=r"a\.png: cannot be read"):
+        run()
+    save(masks / "a.png", Image.new("L", (4, 4), 77))
+    with pytest.raises(DataError, match="no train ids: 77"):
+        run()
+    with pytest.raises(ConfigError, match="contradict"):
+        run("eval.reference=prediction")
+    with pytest.raises(ConfigError, match="images to predict have none"):
+        predict.run([str(image)], run=tiny_run, output=tmp_path / "o", overrides=["eval.reference=labels"])
+
+
+def test_an_output_that_is_not_finite_ends_the_work(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = save(tmp_path / "a.png", picture())
+    monkeypatch.setattr(
+        SegmentationModel, "logits", lambda self, images, **_: images.mean(1, keepdim=True) / 0
+    )
+    with pytest.raises(DiffError, match="not finite in float32"):
+        predict.run([str(image)], run=tiny_run, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
