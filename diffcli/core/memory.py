@@ -70,18 +70,23 @@ def _container_limit() -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is what PyTorch raises when a device's or the host's memory runs out."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
 @contextmanager
 def memory_errors(where: str) -> Iterator[None]:
-    """Turn what PyTorch raises when memory runs out into a BackboneError."""
+    """Turn what is raised when memory runs out into a BackboneError; a BackboneError learns where it arose."""
     try:
         yield
     except BackboneError as error:
         error.where = error.where or where
         raise
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and not any(
-            word in text for word in ("out of memory", "can't allocate memory")
-        ):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise BackboneError("not enough memory to load it", where=where, hint=_HINT) from error

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from diffcli.core.weight_files import choose_weights, count_parameters
+from diffcli.core.weight_files import choose_weights, count_parameters, misfits
 from diffcli.errors import BackboneError
 
 WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -64,31 +64,30 @@ class PipelineFolder:
 
     def load_scheduler(self) -> DDIMScheduler:
         """The noise schedule, whichever sampler the pipeline was saved with."""
-        return DDIMScheduler.from_pretrained(str(self.folder), subfolder="scheduler", local_files_only=True)
+        return self._load(DDIMScheduler, "scheduler")
 
     def load_tokenizer(self) -> CLIPTokenizer:
-        return CLIPTokenizer.from_pretrained(str(self.folder), subfolder="tokenizer", local_files_only=True)
+        return self._load(CLIPTokenizer, "tokenizer")
 
     def load_text_encoder(self) -> CLIPTextModel:
-        return self._load(CLIPTextModel, "text_encoder")
+        return self._load_weights(CLIPTextModel, "text_encoder")
 
     def load_vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        return self._load(AutoencoderKL, "vae", torch_dtype=dtype)
+        return self._load_weights(AutoencoderKL, "vae", torch_dtype=dtype)
 
     def load_unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        return self._load(UNet2DConditionModel, "unet", torch_dtype=dtype)
+        return self._load_weights(UNet2DConditionModel, "unet", torch_dtype=dtype)
 
     def _load(self, cls: Any, component: str, **arguments: Any) -> Any:
+        with misfits(f"the {component}", where=str(self.folder / component)):
+            return cls.from_pretrained(
+                str(self.folder), subfolder=component, local_files_only=True, **arguments
+            )
+
+    def _load_weights(self, cls: Any, component: str, **arguments: Any) -> Any:
         variant, _ = self.weights(component)
-        model, info = cls.from_pretrained(
-            str(self.folder),
-            subfolder=component,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **arguments,
-        )
+        options = {"variant": variant, "use_safetensors": True, "output_loading_info": True}
+        model, info = self._load(cls, component, **options, **arguments)
         if info["missing_keys"]:
             raise BackboneError(
                 f"the weights lack {len(info['missing_keys'])} tensors, for example {min(info['missing_keys'])}",

@@ -12,7 +12,6 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -73,23 +72,28 @@ def read_published(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise CheckpointError(
-            "it holds pickled objects besides tensors, which are not executed",
-            where=str(path),
-            hint='if you trust the file, keep its tensors alone: python -c "import torch; torch.save(torch.load('
-            f"'{path}', map_location='cpu', weights_only=False)['state_dict'], 'tensors.pth')\" and import tensors.pth",
-        ) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"not a readable checkpoint ({reason})", where=str(path), hint="copy or download the file again"
-        ) from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _unreadable(path, error) from error
     if not isinstance(loaded, dict):
         raise CheckpointError(
             "no named tensors in it", where=str(path), hint="give a whole training checkpoint"
         )
     return loaded
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Pickled objects that were refused, or a damaged file."""
+    if isinstance(error, UnpicklingError) and "global" in str(error).lower():
+        return CheckpointError(
+            "it holds pickled objects besides tensors, which are not executed",
+            where=str(path),
+            hint='if you trust the file, keep its tensors alone: python -c "import torch; torch.save(torch.load('
+            f"'{path}', map_location='cpu', weights_only=False)['state_dict'], 'tensors.pth')\" and import tensors.pth",
+        )
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return CheckpointError(
+        f"not a readable checkpoint ({reason})", where=str(path), hint="copy or download the file again"
+    )
 
 
 def convert_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -150,7 +154,8 @@ def _rename_fusion(name: str, kind: FusionKind) -> str | None:
     weights = re.fullmatch(r"mixing_weights_stride\.([0-3])", name)
     if weights:
         return f"fusion.strides.{int(weights[1]) - 1}.mixing_weights" if weights[1] != "0" else ""
-    part = re.fullmatch(r"(?:in_stride|bottleneck_layers)\.(\d+)\.(?:0\.)?(.+)", name)
+    module = r"in_stride\.(\d+)" if kind == "vanilla" else r"bottleneck_layers\.(\d+)\.0"
+    part = re.fullmatch(rf"{module}\.(.+)", name)
     if part is None:
         return None
     number, rest = int(part[1]), part[2]
@@ -159,13 +164,13 @@ def _rename_fusion(name: str, kind: FusionKind) -> str | None:
         return None
     if stride == 0 or rest.startswith("in_gn."):
         return ""
-    module = f"fusion.strides.{stride - 1}." + ("bottleneck." if layer is None else f"transforms.{layer}.")
-    if name.startswith("in_stride."):
-        return module + rest if rest in ("weight", "bias") else None
-    for pattern, ours in _BOTTLENECK:
+    ours = f"fusion.strides.{stride - 1}." + ("bottleneck." if layer is None else f"transforms.{layer}.")
+    if kind == "vanilla":
+        return ours + rest if rest in ("weight", "bias") else None
+    for pattern, part_of_ours in _BOTTLENECK:
         match = re.fullmatch(pattern, rest)
         if match:
-            return module + match.expand(ours)
+            return ours + match.expand(part_of_ours)
     return None
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffcli.core.hub import cached
 from diffcli.core.pipeline_folder import SUITABLE
-from diffcli.core.weight_files import count_parameters, read_header
+from diffcli.core.weight_files import count_parameters, misfits, read_header
 from diffcli.errors import BackboneError
 
 LAYOUTS = Path(__file__).parent.parent / "assets" / "configs"
@@ -121,19 +121,20 @@ class SingleFile:
         facts = json.loads(
             (self.layout() / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8")
         )
-        return CLIPTokenizer.from_pretrained(
-            str(self._tokenizer_folder()), local_files_only=True, pad_token=facts["pad_token"]
-        )
+        folder = str(self._tokenizer_folder())
+        with misfits("the tokenizer", where=folder):
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True, pad_token=facts["pad_token"])
 
     def load_text_encoder(self) -> CLIPTextModel:
         config = CLIPTextConfig.from_pretrained(
             str(self.layout()), subfolder="text_encoder", local_files_only=True
         )
-        state = convert_text_encoder(self._tensors("text_encoder"), layers=config.num_hidden_layers)
-        model, info = CLIPTextModel.from_pretrained(
-            None, config=config, state_dict=state, output_loading_info=True
-        )
-        self._complete(info["missing_keys"])
+        with misfits("the text encoder in it", where=str(self.path)):
+            state = convert_text_encoder(self._tensors("text_encoder"), layers=config.num_hidden_layers)
+            model, info = CLIPTextModel.from_pretrained(
+                None, config=config, state_dict=state, output_loading_info=True
+            )
+            self._complete(info["missing_keys"])
         return model
 
     def load_vae(self, dtype: torch.dtype) -> AutoencoderKL:
@@ -144,14 +145,15 @@ class SingleFile:
 
     def _load(self, cls: Any, component: str, dtype: torch.dtype) -> Any:
         """Through diffusers' own conversion, with the layout's settings, so that nothing is looked up on the hub."""
-        model = cls.from_single_file(
-            self._tensors(component),
-            config=str(self.layout()),
-            subfolder=component,
-            torch_dtype=dtype,
-            local_files_only=True,
-        )
-        self._complete([name for name, tensor in model.state_dict().items() if tensor.is_meta])
+        with misfits(f"the {component} in it", where=str(self.path)):
+            model = cls.from_single_file(
+                self._tensors(component),
+                config=str(self.layout()),
+                subfolder=component,
+                torch_dtype=dtype,
+                local_files_only=True,
+            )
+            self._complete([name for name, tensor in model.state_dict().items() if tensor.is_meta])
         return model
 
     def _tensors(self, component: str) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from diffcli.core.memory import is_out_of_memory
 from diffcli.errors import BackboneError
 
 _MAX_HEADER = 100_000_000
@@ -90,9 +92,9 @@ def choose_weights(
             )
         return variant, have[variant]
     if have:
-        listed = ", ".join("plain" if name is None else name for name in have)
+        listed = ", ".join(name or "plain" for name in sorted(have, key=lambda name: name or ""))
         asked = "plain weights" if variant is None else f"weight variant {variant!r}"
-        hint = f"set model.backbone.variant to one that is there ({listed}; plain is written null)"
+        hint = "set model.backbone.variant to one that is there (null is plain)"
         raise BackboneError(f"no {asked} here; there are: {listed}", where=where, hint=hint)
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
         raise BackboneError(
@@ -103,3 +105,21 @@ def choose_weights(
     raise BackboneError(
         "the weights are missing", where=where, hint="the download is incomplete: download the model again"
     )
+
+
+@contextmanager
+def misfits(what: str, *, where: str) -> Iterator[None]:
+    """Turn what the libraries raise over contents that do not fit together into a BackboneError."""
+    try:
+        yield
+    except BackboneError:
+        raise
+    except Exception as error:  # each library has its own kinds
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackboneError(
+            f"{what} is damaged or incomplete ({reason})",
+            where=where,
+            hint="download the model again, in one piece",
+        ) from error
