@@ -77,18 +77,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
             where=str(path),
             hint="weights trained with the published code: diff import CKPT -o RUN",
         )
-    header = json.loads(metadata[_KEY])
+    settings, info = _parse_header(metadata[_KEY], where=str(path))
     try:
-        config = ModelConfig.model_validate(header["config"])
+        config = ModelConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise CheckpointError(
             f"its model settings do not validate: {key}: {first['msg']}",
             where=str(path),
-            hint=f"it was written by diffcli {header['info'].get('version', '?')}, this is {__version__}",
+            hint=f"it was written by diffcli {info.get('version', '?')}, this is {__version__}",
         ) from error
-    return Checkpoint(config, state, header["info"])
+    return Checkpoint(config, state, info)
+
+
+def _parse_header(text: str, *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and info as they were written.
+
+    Raises:
+        CheckpointError: not what `save_checkpoint` writes.
+    """
+    try:
+        header = json.loads(text)
+        return dict(header["config"]), dict(header["info"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            "its header is damaged", where=where, hint="use another checkpoint, or train again"
+        ) from error
 
 
 def load_model(
