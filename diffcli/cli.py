@@ -1,5 +1,6 @@
 """The command line: signatures only, each command imports its module when it runs; and the one error boundary."""
 
+import io
 import os
 import sys
 import traceback
@@ -141,7 +142,13 @@ def evaluate(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Write report.json here.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder of the reports.  [RUN/eval/<time>]",
+            show_default=False,
+        ),
     ] = None,
     device: Device = None,
     json: Json = False,
@@ -274,6 +281,11 @@ def doctor(json: Json = False) -> None:
 
 def main() -> None:
     """Run a command; a DiffError is printed in a line or two and ends the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(
+            stream, io.TextIOWrapper
+        ):  # a letter that the terminal lacks is spelled out, no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name=_program_name())
     except Exception as error:

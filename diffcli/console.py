@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ def print_text(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print `value` as JSON on stdout; a number that is not finite becomes null, a path its text."""
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=False, default=str), flush=True)
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str), flush=True)
 
 
 def table(

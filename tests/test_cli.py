@@ -13,6 +13,8 @@ import typer.main
 from diffcli import __version__
 from diffcli.cli import app
 
+SMALL = "data: {train: miniworld/clean, eval: [{domain: miniworld/fog, name: été, count: 2}]}\n"
+
 OPTIONS = {
     "train": ["CONFIG", "--set", "--resume", "--name", "--json"],
     "eval": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
@@ -61,9 +63,9 @@ def test_version(cli: Any) -> None:
     assert cli("--version").stdout == f"diffcli {__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["--help", "train --help", "check quickstart.yaml", "domains", "init -"])
+@pytest.mark.parametrize("command", ["--help", "train --help", "check small.yaml", "domains", "init -"])
 def test_torch_is_not_imported_where_it_is_not_needed(command: str, repository: Path, tmp_path: Path) -> None:
-    (tmp_path / "quickstart.yaml").write_bytes((repository / "examples" / "quickstart.yaml").read_bytes())
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
     code = (
         "import sys, atexit, runpy\n"
         "atexit.register(lambda: print('HEAVY', sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules))))\n"
@@ -163,7 +165,31 @@ def test_a_reader_that_goes_away_is_no_fault(repository: Path) -> None:
     assert "unexpected" not in result.stderr
 
 
-def test_check_prints_data_on_stdout_only(cli: Any, repository: Path) -> None:
-    result = cli("check", repository / "examples" / "quickstart.yaml", "--json")
-    assert json.loads(result.stdout)["name"] == "quickstart"
+def test_check_prints_data_on_stdout_only(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    result = cli("check", "small.yaml", "--json")
+    assert json.loads(result.stdout)["name"] == "small"
     assert result.stderr == ""
+    plain = cli("check", "small.yaml", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert "\\xe9t\\xe9" in plain.stdout
+
+
+def test_a_closed_pipe_is_no_fault(repository: Path, tmp_path: Path) -> None:
+    """diff domains | head"""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffcli", "domains"],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    words = process.stderr.read()
+    process.stderr.close()
+    process.wait(timeout=60)
+    assert "Traceback" not in words
+    assert "unexpected" not in words
+    assert "BrokenPipe" not in words

@@ -38,7 +38,7 @@ FORBIDDEN: dict[str, set[str]] = {
             "diffcli.cli",
             "diffcli.console",
         }
-        for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs")
+        for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights")
     },
     "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
     "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from diffcli import console
 from diffcli.config import DataConfig, DomainConfig, EvalConfig, InversionConfig, RunConfig, Size, TrainConfig
 from diffcli.data.dataset import open_domain
-from diffcli.errors import DataError, DiffError
+from diffcli.errors import DiffError
+from diffcli.weights import describe_source
 
 
 class Cost(NamedTuple):
@@ -50,13 +51,19 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
     """Print what a run would do and cost.
 
     Raises:
-        DataError: a domain is missing or wrong; each is named.
+        DiffError: the diffusion model or a domain is missing or wrong; each is named.
     """
     found, faults = find_data(config.data, classes=config.model.classes)
+    try:
+        backbone = describe_source(config.model.backbone)
+    except DiffError as error:
+        backbone = f"{config.model.backbone.source} (not there)"
+        faults.insert(0, error)
     costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
     if json:
         record = {
             "name": config.name or config_name,
+            "backbone": backbone,
             "domains": [asdict(one) for one in found],
             "faults": [str(fault) for fault in faults],
             "validations": validations(config.train),
@@ -65,9 +72,11 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
         console.print_json(record)
     else:
         console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
-        console.table("\nwhat would run", ["", ""], _plan(config, config_name))
-        title = "U-Net evaluations" + (" (without the domains that cannot be used)" if faults else "")
-        console.table(f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()])
+        console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone))
+        title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
+        console.table(
+            f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
+        )
     if faults:
         raise _joined(faults)
 
@@ -183,7 +192,7 @@ def _conditional(inversion: InversionConfig | None) -> Cost:
     return Cost(inversion.evaluations(0), inversion.evaluations(len(own)))
 
 
-def _plan(config: RunConfig, config_name: str) -> list[list[object]]:
+def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[object]]:
     """What would run, in words."""
     train, inversion, settings = config.train, config.model.inversion, config.eval
     schedule = inversion.resolved_schedule()
@@ -200,7 +209,7 @@ def _plan(config: RunConfig, config_name: str) -> list[list[object]]:
     ]
     return [
         ["run folder", f"runs/{config.name or config_name}"],
-        ["backbone", config.model.backbone.source],
+        ["backbone", backbone],
         ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
         ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
         ["objective", branches],
@@ -225,4 +234,4 @@ def _joined(faults: list[DiffError]) -> DiffError:
     if len(faults) == 1:
         return faults[0]
     lines = [f"  - {str(fault).replace('  ->', '    ->')}" for fault in faults]
-    return DataError("\n".join([f"{len(faults)} domains cannot be used", *lines]))
+    return DiffError("\n".join([f"{len(faults)} things are missing or wrong", *lines]))

@@ -1,19 +1,17 @@
 """`diff doctor`: what this machine has to run with, and what to do about what is missing."""
 
 import os
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from diffcli import console
-from diffcli.config import DEFAULT_BACKBONE
+from diffcli.config import DEFAULT_BACKBONE, EMBEDDED
 from diffcli.runs import versions
+from diffcli.weights import cached_snapshot, embedded_folder
 
 HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 """Diffusion models that people use by their hub id."""
-
-EMBEDDED_ASSET = "assets/miniworld-sd"
 
 
 def run(*, json: bool = False) -> None:
@@ -88,25 +86,10 @@ def _memory() -> dict[str, float | None]:
     return {"total": total, "available": available}
 
 
-def _weights() -> list[dict[str, str | None]]:
+def _weights() -> list[dict[str, Any]]:
     """The embedded model and those of the hub cache."""
-    asset = resources.files("diffcli") / EMBEDDED_ASSET
-    embedded = str(asset) if (asset / "model_index.json").is_file() else None
-    return [
-        {"model": "embedded", "path": embedded},
-        *({"model": name, "path": _cached(name)} for name in HUB_MODELS),
-    ]
-
-
-def _cached(model: str) -> str | None:
-    """The newest snapshot of a hub model that holds a U-Net."""
-    home = Path(
-        os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    )
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
-    snapshots = hub / f"models--{model.replace('/', '--')}" / "snapshots"
-    complete = [folder.parent.parent for folder in snapshots.glob("*/unet/*.safetensors")]
-    return str(max(complete, key=lambda folder: folder.stat().st_mtime)) if complete else None
+    hub = [{"model": name, "path": cached_snapshot(name)} for name in HUB_MODELS]
+    return [{"model": EMBEDDED, "path": embedded_folder()}, *hub]
 
 
 def _extras() -> dict[str, bool]:

