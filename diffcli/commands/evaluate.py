@@ -1,4 +1,4 @@
-"""`diff eval`: scores of trained runs on labelled domains: tables, report.json, CSV, Markdown and a picture."""
+"""`diff eval`: scores of trained runs on labelled domains: tables, a page, report.json, CSV, Markdown, a picture."""
 
 import csv
 import io
@@ -10,17 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffcli import __version__, console
-from diffcli.config import DomainConfig
+from diffcli.config import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.roots import expand_domains
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation import (
     DomainScores,
+    Shown,
     Table,
     blocks,
     evaluate_domain,
+    evaluate_sample,
     markdown,
     print_table,
     report,
@@ -28,7 +32,11 @@ from diffcli.evaluation import (
     write_picture,
 )
 from diffcli.files import write_text
+from diffcli.html_report import html_report
 from diffcli.inference import OpenRun, open_run
+
+WORST = 2
+"""Images with the lowest score that the page shows of each domain."""
 
 
 def run(
@@ -88,6 +96,8 @@ class Result:
     errors: list[DiffError] = field(default_factory=list)
     """Domains that could not be evaluated at all."""
     report: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, list[tuple[str, Shown]]] = field(default_factory=dict)
+    """For the page: the worst images and the median one of each domain."""
 
 
 def comparison(results: Sequence[Result]) -> Table:
@@ -104,11 +114,13 @@ def comparison(results: Sequence[Result]) -> Table:
 
 
 def write_reports(result: Result) -> None:
-    """Write report.json, report.csv, report.md and picture.png into the result's folder."""
+    """Write report.html, .json, .csv and .md, and picture.png into the result's folder."""
     model, scores = result.run.config.model, result.scores
     write_text(result.folder / "report.json", json_module.dumps(result.report, indent=2, ensure_ascii=False))
     write_text(result.folder / "report.csv", _csv(result.report))
     write_text(result.folder / "report.md", _markdown(result))
+    page = html_report(result.report, scores, model=model, examples=result.examples)
+    write_text(result.folder / "report.html", page)
     write_picture(result.folder / "picture.png", scores, model=model)
 
 
@@ -132,12 +144,24 @@ def _evaluate(
                         progress=bar.update,
                     )
                 )
+            result.examples[domain.name] = _examples(model, domain, result.scores[-1], trained.config.eval)
         except DataError as error:
             result.errors.append(error)
             console.warn(str(error))
     told = report(result.scores, model=model.config, settings=trained.config.eval)
     result.report = {**_about(trained, model), **told}
     return result
+
+
+def _examples(
+    model: SegmentationModel, domain: Domain, scores: DomainScores, settings: EvalConfig
+) -> list[tuple[str, Shown]]:
+    """The worst images and the median one, segmented again (their masks come out the same)."""
+    order = [int(i) for i in np.argsort(scores.image_iou) if not np.isnan(scores.image_iou[i])]
+    if not order:
+        return []
+    chosen = {order[len(order) // 2]: "median", **dict.fromkeys(order[:WORST], "worst")}
+    return [(what, evaluate_sample(model, domain, i, settings)) for i, what in reversed(chosen.items())]
 
 
 def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:

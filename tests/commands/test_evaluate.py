@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_the_runs_own_domains_by_default(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "picture.png",
         "report.csv",
+        "report.html",
         "report.json",
         "report.md",
     ]
@@ -173,3 +175,39 @@ def test_an_unwritable_folder_is_said_before_the_work(
     with pytest.raises(DiffError, match="cannot write"):
         evaluate.run([tiny_run], output=tmp_path / "file" / "out")
     assert capsys.readouterr().err == ""
+
+
+class Page(HTMLParser):
+    """Collects what a browser would look up elsewhere, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+        self.words = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_the_page_needs_no_network_and_escapes_names(
+    tiny_run: Path, tmp_path: Path, own_domain: Callable[..., Path]
+) -> None:
+    root = own_domain(99)
+    name = "<script>alert(1)</script>&co"
+    overrides = [f"data.eval=[{{domain: folder, root: {root}, name: '{name}'}}]"]
+    with pytest.raises(DataError, match="not every domain"):
+        evaluate.run([tiny_run], overrides=overrides, output=tmp_path / "out")
+    page = Page()
+    page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert name in page.words
+    assert "1 of 3 images are not in its scores" in page.words
+    assert page.tags.count("img") == 2 * 4  # the other two images: image, truth, prediction, errors
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "url(" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
