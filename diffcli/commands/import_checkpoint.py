@@ -48,7 +48,7 @@ def run(checkpoint: Path, *, output: Path, config: Path | RunConfig | None = Non
         raise
     load_state(model, state, where=str(checkpoint))
     _write(output, settings.model_copy(update={"model": model_config}), model, origin=checkpoint)
-    _explain(model_config, found, output)
+    explain(model_config, found, output)
     return output
 
 
@@ -85,7 +85,8 @@ def _write(folder: Path, config: RunConfig, model: SegmentationModel, *, origin:
     write_text(folder / REPORT, json.dumps(report, indent=2))
 
 
-def _explain(config: ModelConfig, found: PublishedDecoder, folder: Path) -> None:
+def explain(config: ModelConfig, found: PublishedDecoder, folder: Path) -> None:
+    """Say what was found, and what is not as in the published code."""
     console.say(f"run folder: {folder}")
     console.say(
         f"{found.fusion} fusion of {', '.join(map(str, found.inputs))} channels, {found.classes} classes"

