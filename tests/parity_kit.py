@@ -5,6 +5,7 @@ import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ class Report:
     def compare_each(
         self, name: str, ours: Mapping[str, float], theirs: Mapping[str, float], tolerance: float
     ) -> None:
-        """Record many scalars as one line, each relative to its own size; a missing name fails."""
+        """Record many scalars as one line, relative to their size (or 1e-6 of the largest); a missing name fails."""
         missing = [key for key in theirs if key not in ours]
-        errors = {key: scalar_error(ours[key], theirs[key]) for key in theirs if key in ours}
+        floor = 1e-6 * max(map(abs, theirs.values()), default=0.0)
+        errors = {key: scalar_error(ours[key], theirs[key], floor=floor) for key in theirs if key in ours}
         worst = max(errors, key=errors.__getitem__, default="nothing")
         note = f"{len(errors)} values, worst {worst}"
         if missing:
@@ -114,8 +116,11 @@ class Report:
         )
 
 
-def scalar_error(ours: float, theirs: float) -> float:
-    return relative_error(torch.tensor([ours]), torch.tensor([theirs]))
+def scalar_error(ours: float, theirs: float, *, floor: float = 0.0) -> float:
+    """|a - b| relative to |b|, or to `floor` where that is larger; infinite where a value is not finite."""
+    if not (isfinite(ours) and isfinite(theirs)):
+        return float("inf")
+    return abs(ours - theirs) / (max(abs(theirs), floor) or 1.0)
 
 
 # --- kit --------------------------------------------------------------------------------------------------------
