@@ -1,6 +1,7 @@
 """A hub id to a local folder: what is in the cache is used as it is, the rest is downloaded."""
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -61,7 +62,7 @@ def fetch(
 def _errors_only() -> Iterator[None]:
     """The client's progress bars, without its log lines; its setting comes back afterwards."""
     before = hub_logging.get_verbosity()
-    hub_logging.set_verbosity(hub_logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:

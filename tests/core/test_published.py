@@ -220,3 +220,16 @@ def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError):
         convert_state(read_published(tmp_path / name))
+
+
+def test_our_decoder_has_the_published_size() -> None:
+    """Parameters for SD 2.1 and nine kept steps, without the stride-64 fusion and the norms that nothing uses."""
+    with torch.device("meta"):
+        decoder = SegmentationDecoder(
+            DecoderConfig(), widths=[[1280] * 6, [640] * 6, [320] * 6], steps=9, classes=19
+        )
+    sizes = [
+        sum(p.numel() for p in part.parameters()) for part in (decoder.fusion, decoder.pyramid, decoder.head)
+    ]
+    unused = 2 * (69120 + 34560 + 17280)
+    assert sizes == [180_503_552 + 45_163_008 + 11_309_312 - unused, 68_832_512, 4_433_171]
