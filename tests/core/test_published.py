@@ -27,7 +27,7 @@ def published() -> dict[str, Tensor]:
 
 
 def weighted(kind: str, *, steps: int = 2, width: int = 64) -> dict[str, Tensor]:
-    """A vanilla or mixing fusion under the published names; pairs of 8, 16, 24, 32 channels at strides 64, 32, 16, 8."""
+    """A vanilla or mixing fusion under the published names; 8, 16, 24, 32 channels a pair at strides 64, 32, 16, 8."""
     state: dict[str, Tensor] = {}
     for stride in range(4):
         pair = 8 * (stride + 1)
