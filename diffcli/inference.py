@@ -17,6 +17,7 @@ from diffcli.config import BackboneConfig, EvalConfig, ModelConfig, RunConfig, S
 from diffcli.config_file import load_config, override
 from diffcli.core.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
+from diffcli.core.memory import is_out_of_memory
 from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, DiffError
@@ -140,17 +141,28 @@ def segment_images(
         references: train ids of the conditional branch, of any size; None leaves it to `config.reference`.
 
     Raises:
-        DiffError: the network's output is not finite.
+        DiffError: the network's output is not finite, or memory ran out.
     """
-    batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
     own = None if references is None else [torch.from_numpy(reference) for reference in references]
-    output = segment(model, batch, config=config, identities=identities, references=own)
-    if not torch.isfinite(output).all():
+    try:
+        batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
+        output = segment(model, batch, config=config, identities=identities, references=own)
+        if not torch.isfinite(output).all():
+            raise DiffError(
+                f"the network's output is not finite in {model.precision}",
+                where=identities[0],
+                hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+            )
+        return [predicted_ids(logits, size) for logits, size in zip(output, sizes, strict=True)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        height, width = images[0].shape[:2]
         raise DiffError(
-            f"the network's output is not finite in {model.precision} (first image: {identities[0]})",
-            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
-        )
-    return [predicted_ids(logits, size) for logits, size in zip(output, sizes, strict=True)]
+            f"not enough memory on {model.device} for {len(images)} x {width}x{height} pixels",
+            where=identities[0],
+            hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), or --set eval.mode=slide",
+        ) from error
 
 
 def predicted_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -145,7 +145,7 @@ def _evaluate(
                     )
                 )
             result.examples[domain.name] = _examples(model, domain, result.scores[-1], trained.config.eval)
-        except DataError as error:
+        except DiffError as error:
             result.errors.append(error)
             console.warn(str(error))
     told = report(result.scores, model=model.config, settings=trained.config.eval)
@@ -160,8 +160,9 @@ def _examples(
     order = [int(i) for i in np.argsort(scores.image_iou) if not np.isnan(scores.image_iou[i])]
     if not order:
         return []
-    chosen = {order[len(order) // 2]: "median", **dict.fromkeys(order[:WORST], "worst")}
-    return [(what, evaluate_sample(model, domain, i, settings)) for i, what in reversed(chosen.items())]
+    chosen = dict.fromkeys(order[:WORST], "worst")
+    chosen.setdefault(order[len(order) // 2], "median")
+    return [(what, evaluate_sample(model, domain, i, settings)) for i, what in chosen.items()]
 
 
 def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:

@@ -4,7 +4,7 @@ import glob
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
@@ -213,6 +213,12 @@ class Outcome:
     failed: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
 
+    def add_failures(self, failures: Iterable[Failure]) -> None:
+        """Say at once which images are skipped, and keep them."""
+        for failure in failures:
+            console.warn(f"skipped {_first_line(failure)}")
+            self.failed.append(failure)
+
 
 @dataclass(frozen=True)
 class _Read:
@@ -231,7 +237,11 @@ class _Read:
 def segment_files(
     model: SegmentationModel, jobs: Sequence[Job], settings: EvalConfig, *, overlay: bool
 ) -> Outcome:
-    """Segment and write every image; one that cannot be read is named, skipped and kept in `failed`."""
+    """Segment and write every image; one that cannot be read or segmented is named, skipped and kept in `failed`.
+
+    Raises:
+        DiffError: the first images already cannot be segmented, or a mask cannot be written.
+    """
     outcome, started = Outcome(), time.monotonic()
     palette = class_palette(model.config)
 
@@ -240,20 +250,23 @@ def segment_files(
             return _read(job, settings, classes=len(model.config.classes), keep=overlay)
         except DiffError as error:
             return job, error
-        except (
-            Exception
-        ) as error:  # decoders raise nearly anything; one file must not end the work on the others
+        except Exception as error:  # decoders raise nearly anything; one file must not cost the others
             return job, DataError(f"cannot be read: {error}", where=str(job.image))
 
     with console.progress("predict", len(jobs), unit="images") as bar:
         for batch in _batched(_read_ahead(read, jobs), settings.batch_size):
-            for failure in (item for item in batch if not isinstance(item, _Read)):
-                console.warn(f"skipped {str(failure[1]).splitlines()[0]}")
-                outcome.failed.append(failure)
+            outcome.add_failures(item for item in batch if not isinstance(item, _Read))
             good = [item for item in batch if isinstance(item, _Read)]
             for _, images in groupby(good, lambda item: item.image.shape):
                 same = list(images)
-                for item, mask in zip(same, _masks(model, same, settings), strict=True):
+                try:
+                    masks = _masks(model, same, settings)
+                except DiffError as error:
+                    if not outcome.written:
+                        raise
+                    outcome.add_failures((item.job, error) for item in same)
+                    continue
+                for item, mask in zip(same, masks, strict=True):
                     _write(item, mask, palette=palette)
                     outcome.written.append(item.job)
             bar.update(len(batch))
@@ -346,10 +359,17 @@ def _report(outcome: Outcome, *, run: Path, output: Path, overlay: bool) -> dict
 
 
 def _failure(outcome: Outcome, *, count: int) -> DataError:
-    shown = [f"  - {str(error).splitlines()[0]}" for _, error in outcome.failed[:20]]
+    shown = [f"  - {_first_line(failure)}" for failure in outcome.failed[:20]]
     if len(outcome.failed) > len(shown):
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
     return DataError(
         "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
         hint="mend or take out these files; the others are done",
     )
+
+
+def _first_line(failure: Failure) -> str:
+    """The image and why it failed, without the hint."""
+    job, error = failure
+    text = str(error).splitlines()[0]
+    return text if str(job.image) in text else f"{job.image}: {text}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffcli import inference
@@ -264,3 +265,23 @@ def test_an_output_that_is_not_finite_ends_the_work(
     with pytest.raises(DiffError, match="not finite in float32"):
         predict.run([str(image)], run=tiny_run, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_image_too_large_for_memory_does_not_cost_the_others(
+    tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        save(tmp_path / "in" / f"{name}.png", picture(size=(70, 70) if name == "b" else (64, 64)))
+    real = SegmentationModel.logits
+
+    def logits(self: SegmentationModel, images: torch.Tensor, **options: Any) -> torch.Tensor:
+        if images.shape[-1] == 70:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(self, images, **options)
+
+    monkeypatch.setattr(SegmentationModel, "logits", logits)
+    with pytest.raises(DataError, match=r"b\.png.*not enough memory on cpu for 1 x 70x70"):
+        predict.run(
+            [str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overrides=["eval.size=null"]
+        )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
