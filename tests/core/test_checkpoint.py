@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -168,14 +169,12 @@ def test_another_diffusion_model_is_refused(saved: Path, model: SegmentationMode
 
 
 def test_half_precision_is_the_same_diffusion_model(
-    small: Small, backbone: DiffusionBackbone, saved: Path
+    small: Small, backbone: DiffusionBackbone, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exact = fingerprint(backbone)
-    try:
-        backbone.unet.to(torch.bfloat16)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "unet", deepcopy(backbone.unet).to(torch.bfloat16))
         rounded = fingerprint(backbone)
-    finally:
-        backbone.unet.float()
     assert rounded != exact
     rewrite(saved, info={"fingerprint": rounded})
     assert load_model(saved).config == join(small(), backbone).config

@@ -1,6 +1,7 @@
 """What is read from the network: the right maps, in the right order, summed as they should be."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -126,19 +127,16 @@ def test_images_need_not_be_square(extract: Extract, size: tuple[int, int]) -> N
     assert [tuple(x.shape[-2:]) for x in features] == [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
 
 
-def test_half_precision_stays_near(extract: Extract, backbone: DiffusionBackbone, images: Tensor) -> None:
+def test_half_precision_stays_near(
+    extract: Extract, backbone: DiffusionBackbone, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The networks in bfloat16, schedule arithmetic and latents in float32."""
     full = extract(images[:1])
-    try:
-        backbone.unet.to(torch.bfloat16)
-        backbone.vae.to(torch.bfloat16)
-        embeddings = backbone.prompt_embeddings
-        backbone.prompt_embeddings = {key: x.to(torch.bfloat16) for key, x in embeddings.items()}
-        half = extract(images[:1])
-        assert half[0].dtype == torch.bfloat16
-    finally:
-        backbone.unet.float()
-        backbone.vae.float()
-        backbone.prompt_embeddings = embeddings
+    for part in ("unet", "vae"):
+        monkeypatch.setattr(backbone, part, deepcopy(getattr(backbone, part)).to(torch.bfloat16))
+    rounded = {prompt: x.to(torch.bfloat16) for prompt, x in backbone.prompt_embeddings.items()}
+    monkeypatch.setattr(backbone, "prompt_embeddings", rounded)
+    half = extract(images[:1])
     for a, b in zip(full, half, strict=True):
+        assert b.dtype == torch.bfloat16
         assert F.cosine_similarity(a.flatten(), b.float().flatten(), dim=0) > 0.98
