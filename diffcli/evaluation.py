@@ -323,22 +323,38 @@ def summary_table(scores: Sequence[DomainScores], *, model: ModelConfig) -> Tabl
 
 
 def print_table(scores: Sequence[DomainScores], *, model: ModelConfig) -> None:
-    """Print the table of classes and domains on stdout, in blocks of columns that fit the terminal."""
-    for block in blocks(summary_table(scores, model=model), width=shutil.get_terminal_size().columns):
+    """Print the table of classes and domains on stdout."""
+    print_blocks(summary_table(scores, model=model))
+
+
+def print_blocks(table: Table) -> None:
+    """Print a table on stdout, in blocks of columns that fit the terminal."""
+    for i, block in enumerate(blocks(table, width=shutil.get_terminal_size().columns)):
+        if i:
+            console.print_text("")
         console.table(*block[:3], footer=block.footer)
 
 
-def blocks(table: Table, *, width: int) -> Iterator[Table]:
-    """The table in blocks of columns, each after the first column, no wider than `width` where that is possible."""
+def blocks(table: Table, *, width: int) -> list[Table]:
+    """The table in blocks of columns, each after the first column, no wider than `width` where that is possible.
+
+    The fewest blocks that do, and of about one width.
+    """
     everything: list[Sequence[object]] = [table.columns, *table.rows, *table.footer]
     widths = [max(len(_text(row[i])) for row in everything) for i in range(len(table.columns))]
-    taken: list[int] = []
+    fewest = _split(widths, width)
+    narrower = (_split(widths, limit) for limit in range(widths[0], width))
+    return [_columns(table, taken) for taken in next((s for s in narrower if len(s) == len(fewest)), fewest)]
+
+
+def _split(widths: Sequence[int], limit: int) -> list[list[int]]:
+    """Columns from the second on, in runs that fit into `limit` together with the first."""
+    split: list[list[int]] = [[]]
     for i in range(1, len(widths)):
-        if taken and widths[0] + sum(widths[j] + 2 for j in [*taken, i]) > width:
-            yield _columns(table, taken)
-            taken = []
-        taken.append(i)
-    yield _columns(table, taken)
+        if split[-1] and widths[0] + sum(widths[j] + 2 for j in [*split[-1], i]) > limit:
+            split.append([])
+        split[-1].append(i)
+    return split
 
 
 def _columns(table: Table, chosen: Sequence[int]) -> Table:

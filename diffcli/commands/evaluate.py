@@ -3,7 +3,6 @@
 import csv
 import io
 import json as json_module
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,10 +21,10 @@ from diffcli.evaluation import (
     DomainScores,
     Shown,
     Table,
-    blocks,
     evaluate_domain,
     evaluate_sample,
     markdown,
+    print_blocks,
     print_table,
     report,
     summary_table,
@@ -81,8 +80,7 @@ def run(
             {"runs": [result.report for result in results]} if len(opened) > 1 else results[0].report
         )
     elif len(opened) > 1:
-        for block in blocks(comparison(results), width=shutil.get_terminal_size().columns):
-            console.table(*block[:3], footer=block.footer)
+        print_blocks(comparison(results))
     _raise_problems(results)
 
 
