@@ -1,4 +1,4 @@
-"""Imports point one way (design): cli -> commands -> core | data -> config, domains, errors, files."""
+"""Imports point one way (design): cli -> commands -> evaluation, inference -> core | data -> config, domains, errors, files."""
 
 import ast
 from collections.abc import Iterator
@@ -28,6 +28,11 @@ FORBIDDEN: dict[str, set[str]] = {
         *("diffcli.core", "diffcli.commands", "diffcli.cli", "diffcli.console"),
     },
     "commands": {"typer", "diffcli.cli", "diffcli.commands"},
+    **{
+        name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
+        for name in ("evaluation", "inference", "html_report")
+    },
+    "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
     **{
         name: {
             *HEAVY,
