@@ -99,51 +99,70 @@ def evaluate_domain(
             where=domain.name,
             hint="masks of unlabelled images: diff predict IMAGES -o MASKS",
         )
-    classes = len(model.config.classes)
-    matrix, image_iou = ConfusionMatrix(classes), np.full(len(domain), np.nan, dtype=np.float32)
-    problems: list[DataError] = []
-    shown: tuple[int, Pixels] | None = None
-    skipped, seconds = 0, 0.0
+    tally, seconds = _Tally(len(model.config.classes), len(domain)), 0.0
     evaluations = model.extractor.backbone.evaluations
     for batch in _equal_batches(domain, config, workers=workers):
         good = [sample for sample in batch if isinstance(sample, _Loaded)]
-        failed = [error for error in batch if isinstance(error, DataError)]
-        skipped, problems = skipped + len(failed), (problems + failed)[:MAX_PROBLEMS]
         started = time.perf_counter()
         for sample, mask in zip(good, _predict(model, good, config), strict=True):
-            own = ConfusionMatrix(classes)
-            own.update(mask, torch.from_numpy(sample.label).to(mask.device))
-            matrix.counts += own.counts
-            image_iou[sample.index] = own.scores().mean_iou_present
-            if shown is None or sample.index == len(domain) // 2:
-                shown = (sample.index, mask.cpu().numpy())
+            tally.add(sample, mask)
         seconds += time.perf_counter() - started
+        tally.add_problems([error for error in batch if isinstance(error, DataError)])
         for _ in batch:
             progress()
-    if shown is None:
-        raise problems[0]
-    count = len(domain) - skipped
+    if tally.shown is None:
+        raise tally.problems[0]
+    count = len(domain) - tally.skipped
     return DomainScores(
         name=domain.name,
         samples=count,
-        skipped=skipped,
-        problems=tuple(problems),
-        counts=matrix.counts,
-        scores=matrix.scores(),
-        image_iou=image_iou,
-        shown=_shown(domain, *shown, iou=float(image_iou[shown[0]])),
+        skipped=tally.skipped,
+        problems=tuple(tally.problems),
+        counts=tally.matrix.counts,
+        scores=tally.matrix.scores(),
+        image_iou=tally.image_iou,
+        shown=_shown(domain, *tally.shown, iou=float(tally.image_iou[tally.shown[0]])),
         seconds_per_image=seconds / count,
         evaluations_per_image=(model.extractor.backbone.evaluations - evaluations) / count,
     )
 
 
+class _Tally:
+    """What is kept of a domain while it is evaluated; it does not grow but for a number an image."""
+
+    def __init__(self, classes: int, samples: int) -> None:
+        self.matrix = ConfusionMatrix(classes)
+        self.image_iou = np.full(samples, np.nan, dtype=np.float32)
+        self.problems: list[DataError] = []
+        self.skipped = 0
+        self.shown: tuple[int, Pixels] | None = None
+        """Index and mask of the sample in the middle, or of the first one until that has come."""
+
+    def add(self, sample: "_Loaded", mask: Tensor) -> None:
+        counts, iou = _compare(mask, sample.label, classes=self.matrix.classes)
+        self.matrix.counts += counts
+        self.image_iou[sample.index] = iou
+        if self.shown is None or sample.index == len(self.image_iou) // 2:
+            self.shown = (sample.index, mask.cpu().numpy())
+
+    def add_problems(self, problems: Sequence[DataError]) -> None:
+        self.skipped += len(problems)
+        self.problems = [*self.problems, *problems][:MAX_PROBLEMS]
+
+
+def _compare(mask: Tensor, label: Pixels, *, classes: int) -> tuple[Tensor, float]:
+    """Confusion counts of one image, and its mean IoU over the classes in its label (nan without any)."""
+    matrix = ConfusionMatrix(classes)
+    matrix.update(mask, torch.from_numpy(label).to(mask.device))
+    return matrix.counts, matrix.scores().mean_iou_present
+
+
 def evaluate_sample(model: SegmentationModel, domain: Domain, index: int, config: EvalConfig) -> Shown:
     """One sample again, for a picture: the noise is the image's own, so that the mask is the same as before."""
     sample = _load(domain, index, config.size)
-    mask = _predict(model, [sample], config)[0].cpu()
-    own = ConfusionMatrix(len(model.config.classes))
-    own.update(mask, torch.from_numpy(sample.label))
-    return _shown(domain, index, mask.numpy(), iou=own.scores().mean_iou_present)
+    [mask] = _predict(model, [sample], config)
+    _, iou = _compare(mask, sample.label, classes=len(model.config.classes))
+    return _shown(domain, index, mask.cpu().numpy(), iou=iou)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Imports point one way (design): cli -> commands -> evaluation, inference -> core | data -> config, domains, errors, files."""
+"""Imports point one way (design): cli -> commands -> evaluation -> core | data -> config, domains, errors, files."""
 
 import ast
 from collections.abc import Iterator
