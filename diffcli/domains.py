@@ -53,6 +53,32 @@ CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
     (119, 11, 32),
 )
 
+CLASS_PROMPTS: Mapping[int, str] = {
+    0: "a street scene with a wide asphalt road and lane markings",
+    1: "a street scene with a paved sidewalk beside the road",
+    2: "a street scene lined with tall buildings",
+    3: "a street scene with a long wall standing on its own",
+    4: "a street scene with a fence along the roadside",
+    5: "a street scene with thin upright poles",
+    6: "a street scene with traffic lights above a crossing",
+    7: "a street scene with traffic signs on posts",
+    8: "a street scene with trees and bushes",
+    9: "a street scene with grass and bare soil beside the road",
+    10: "a street scene under an open sky",
+    11: "a street scene with people walking",
+    12: "a street scene with a person riding a bicycle or a motorcycle",
+    13: "a street scene with parked and driving cars",
+    14: "a street scene with a truck carrying goods",
+    15: "a street scene with a bus full of passengers",
+    16: "a street scene with a train or a tram on rails",
+    17: "a street scene with a motorcycle at the kerb",
+    18: "a street scene with bicycles leaning at the side",
+}
+"""Train id -> prompt of the conditional branch, for each of the 19 classes; `PROMPTED_CLASSES` act by default."""
+
+PROMPTED_CLASSES = (1, 3, 12, 14, 16)
+"""Train ids whose prompts act by default (method section 1.3)."""
+
 IGNORE_ID = 255
 """Label value that no loss and no score counts."""
 
