@@ -20,8 +20,8 @@ from diffcli.pictures import Pixels, class_palette, error_map
 IMAGE_WIDTH = 420
 """Images are stored at most this wide."""
 
-Examples = Mapping[str, Sequence[tuple[str, Shown]]]
-"""Domain name -> (what it is an example of, the sample)."""
+Examples = Sequence[tuple[str, Shown]]
+"""(what it is an example of, the sample)."""
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2430; --soft: #667; --line: #dde1e8; --bar: #9dbcf0; }
@@ -47,7 +47,11 @@ figcaption { font-size: 12px; color: var(--soft); }
 
 
 def html_report(
-    about: Mapping[str, Any], scores: Sequence[DomainScores], *, model: ModelConfig, examples: Examples
+    about: Mapping[str, Any],
+    scores: Sequence[DomainScores],
+    *,
+    model: ModelConfig,
+    examples: Sequence[Examples],
 ) -> str:
     """The page.
 
@@ -60,7 +64,7 @@ def html_report(
             *_head(about, scores),
             *_domains(about),
             *_classes(about, model),
-            *(line for one in scores for line in _domain(one, model, examples.get(one.name, ()))),
+            *(line for one, own in zip(scores, examples, strict=True) for line in _domain(one, model, own)),
             *_settings(about),
         ]
     )
@@ -121,7 +125,7 @@ def _classes(about: Mapping[str, Any], model: ModelConfig) -> Iterator[str]:
     yield _table(["class", *(one["name"] for one in about["domains"])], rows)
 
 
-def _domain(one: DomainScores, model: ModelConfig, examples: Sequence[tuple[str, Shown]]) -> Iterator[str]:
+def _domain(one: DomainScores, model: ModelConfig, examples: Examples) -> Iterator[str]:
     """Examples and confusion matrix of one domain."""
     yield f"<h2>{escape(one.name)}</h2>"
     palette = class_palette(model)

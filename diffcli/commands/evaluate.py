@@ -94,7 +94,7 @@ class Result:
     errors: list[DiffError] = field(default_factory=list)
     """Domains that could not be evaluated at all."""
     report: dict[str, Any] = field(default_factory=dict)
-    examples: dict[str, list[tuple[str, Shown]]] = field(default_factory=dict)
+    examples: list[list[tuple[str, Shown]]] = field(default_factory=list)
     """For the page: the worst images and the median one of each domain."""
 
 
@@ -129,24 +129,18 @@ def _evaluate(
     result = Result(trained, folder)
     domains = _open_domains(result, entries)
     _make_folder(folder)
-    model = trained.load_model(device=device)
+    model, settings = trained.load_model(device=device), trained.config.eval
     for domain in domains:
         try:
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
-                result.scores.append(
-                    evaluate_domain(
-                        model,
-                        domain,
-                        trained.config.eval,
-                        workers=trained.config.data.workers,
-                        progress=bar.update,
-                    )
-                )
-            result.examples[domain.name] = _examples(model, domain, result.scores[-1], trained.config.eval)
+                workers = trained.config.data.workers
+                scores = evaluate_domain(model, domain, settings, workers=workers, progress=bar.update)
+            result.examples.append(_examples(model, domain, scores, settings))
+            result.scores.append(scores)
         except DiffError as error:
             result.errors.append(error)
             console.warn(str(error))
-    told = report(result.scores, model=model.config, settings=trained.config.eval)
+    told = report(result.scores, model=model.config, settings=settings)
     result.report = {**_about(trained, model), **told}
     return result
 

@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 import diffcli
 from diffcli.commands import export
 from diffcli.config import RunConfig
 from diffcli.config_file import dump_config
+from diffcli.core import single_file
 from diffcli.core.checkpoint import read_checkpoint, save_checkpoint
+from diffcli.core.loading import quiet
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
 from diffcli.inference import open_run
+from tests.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 
 @pytest.fixture
@@ -79,6 +83,33 @@ def test_with_the_frozen_model_it_needs_nothing_else(moved_run: tuple[Path, Path
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     after = diffcli.load(moved, device="cpu")
     assert torch.equal(before.logits(images, identities=["a"]), after.logits(images, identities=["a"]))
+
+
+def test_a_single_file_becomes_a_folder_in_its_precision(
+    tiny_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-precision file that says it predicts v: the folder says so too, and is as large."""
+    layouts = shrink_layouts(tmp_path / "layouts")
+    monkeypatch.setattr(single_file, "LAYOUTS", layouts)
+    pipeline = {"layout": layouts / "sd-2", "prediction_type": "v_prediction", "dtype": torch.float16}
+    with quiet():
+        write_pipeline(tmp_path / "folder", **pipeline)  # type: ignore[arg-type]
+        metadata = {"modelspec.prediction_type": "v"}
+        file = write_single_file(tmp_path / "folder", tmp_path / "file" / "x.safetensors", metadata=metadata)
+    backbone = tiny_config.model.backbone.model_copy(update={"source": str(file)})
+    built = build_model(tiny_config.model.model_copy(update={"backbone": backbone}))
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors", built)
+    export.run(tmp_path / "run", output=tmp_path / "out", with_backbone=True)
+    shutil.rmtree(layouts)
+    shutil.rmtree(file.parent)
+    loaded = diffcli.load(tmp_path / "out", device="cpu")
+    assert loaded.extractor.backbone.prediction_type == "v_prediction"
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(built.logits(images, identities=["a"]), loaded.logits(images, identities=["a"]))
+    with safe_open(
+        tmp_path / "out/backbone/unet/diffusion_pytorch_model.safetensors", framework="pt"
+    ) as weights:
+        assert weights.get_tensor("conv_in.weight").dtype == torch.float16
 
 
 def test_an_export_can_be_exported_again(tiny_run: Path, tmp_path: Path) -> None:
