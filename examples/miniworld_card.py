@@ -127,7 +127,7 @@ def stage_facts(work: Path, stage: str) -> str:
 
 def write_card(work: Path, out: Path, *, seed: int, random: UNet2DConditionModel, scenes: int) -> None:
     """Measure the pipeline in `out` and write README.md and samples.png beside it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(out, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(out).to(dtype=torch.float32)
     cv2.imwrite(str(out / "samples.png"), sample_sheet(pipeline, seed)[..., ::-1])
     rows = [reconstruction_row(pipeline.vae, domain) for domain in ("held-out", *DOMAINS)]
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6
@@ -174,10 +174,12 @@ its domain.
 ## Training
 Seed {seed}, one CPU thread, float32, no GPU. No evaluation domain took part in any choice.
 
-- Autoencoder, on batches of 12 crops of 64x64: {vae}, the best by PSNR on held-out pretraining appearances. It starts
-  as 4x4 averaging in uncorrelated colour coordinates, without which it learns grey pictures.
+- Autoencoder, on batches of 12 crops of 64x64, the best by PSNR on held-out pretraining appearances:
+  {vae}.
+  It starts as 4x4 averaging in uncorrelated colour coordinates, without which it learns grey pictures.
 - U-Net and text encoder, on batches of 8 crops of 96x96, every eighth step 2 whole pictures, half of the timesteps
-  below 250: {unet} (averaged weights), the best by denoising loss on held-out pretraining appearances.
+  below 250; averaged weights, the best by denoising loss on held-out pretraining appearances:
+  {unet}.
 - Reproduce up to hardware rounding: `python examples/pretrain_miniworld.py`.
 
 ## Autoencoder
