@@ -65,10 +65,9 @@ def run(
     model = trained.load_model(device=device)
     replaced = sum(job.mask.exists() for job in jobs)
     outcome = segment_files(model, jobs, settings, overlay=overlay)
-    console.say(
-        f"{len(outcome.written)} masks in {output}"
-        + (f" ({replaced} files there were replaced)" if replaced else "")
-    )
+    count = len(outcome.written)
+    note = f" ({replaced} files there were replaced)" if replaced else ""
+    console.say(f"{count} {'mask' if count == 1 else 'masks'} in {output}{note}")
     if json:
         console.print_json(_report(outcome, run=run, output=output, overlay=overlay))
     if outcome.failed:
