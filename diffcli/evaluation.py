@@ -189,8 +189,8 @@ class _Samples(Dataset["_Loaded | DataError"]):
     def __getitem__(self, index: int) -> "_Loaded | DataError":
         try:
             return _load(self.domain, index, self.size)
-        except DataError as error:
-            return error
+        except DataError as error:  # a subclass may not survive the way between processes
+            return DataError(error.message, where=error.where, hint=error.hint)
 
 
 def single_threaded(_worker: int) -> None:
