@@ -50,6 +50,7 @@ __all__ = [
     "TrainingSample",
     "TrainingSet",
     "expand_domains",
+    "find_splits",
     "known_domains",
     "locate",
     "open_domain",
@@ -75,6 +76,8 @@ def open_domain(
         ConfigError: an unknown domain, or settings that do not belong to it.
         DataError: the folder, its layout or its labels are not there.
     """
+    # Workers and threads are the parallel part; and a forked worker hangs in a thread pool that its parent had.
+    cv2.setNumThreads(1)
     spec = known_domain(config.domain)
     _check_settings(config, spec, classes)
     if spec.name == "miniworld" and purpose == "train":
@@ -95,6 +98,36 @@ def open_domain(
     if config.limit is not None and config.limit < len(domain):
         domain.samples = tuple(domain.samples[i * len(domain) // config.limit] for i in range(config.limit))
     return domain
+
+
+def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLASSES) -> list[str]:
+    """The splits of the domain that are there, "train" for an undivided set; the configured one alone if there is one.
+
+    Raises:
+        ConfigError: an unknown domain, or settings that do not belong to it.
+        DataError: the folder is not there, or holds no split at all.
+    """
+    spec = known_domain(config.domain)
+    _check_settings(config, spec, classes)
+    if config.split is not None:
+        return [config.split]
+    layouts = _folder_spec(config, classes).layouts if spec.name == "folder" else spec.layouts
+    if not layouts:  # rendered, or joined from domains of one layout
+        first = DOMAINS[spec.members[0]] if spec.members else spec
+        return (
+            [spec.eval_split]
+            if first.rendered is not None
+            else find_splits(config.model_copy(update={"domain": first.name}), classes=classes)
+        )
+    root = find_root(spec, config.root)
+    found = [split for split in FIRST_SCENE if find_place(root, layouts, split) is not None]
+    if not found:
+        raise DataError(
+            f"{spec.name}: no images here",
+            where=str(root),
+            hint=f"expected {describe_layouts(replace(spec, layouts=layouts))}",
+        )
+    return found
 
 
 def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
@@ -299,7 +332,6 @@ class TrainingSet:
         return len(self.domain)
 
     def __getitem__(self, draw: int) -> TrainingSample:
-        cv2.setNumThreads(1)  # the workers are the parallel part
         rng = np.random.default_rng([self.seed, draw, 0])
         index, wanted = self._pick(draw, rng)
         image, label = self.domain.load(index)

@@ -1,6 +1,9 @@
 """Domains as arrays, names as domains, and the stream of training samples."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import diffcli.data.dataset as dataset_module
 from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
 from diffcli.data.dataset import Domain, TrainingSet, expand_domains, known_domains, locate, open_domain
 from diffcli.data.images import read_image
@@ -312,3 +316,25 @@ def test_a_bad_sample_is_named(streets: Domain) -> None:
     with pytest.raises(DataError, match="99") as caught:
         [samples[draw] for draw in range(6)]
     assert caught.value.where == str(bad)
+
+
+def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> None:
+    """A forked worker hangs in OpenCV's thread pool if its parent had one; counting classes used to make one."""
+    script = tmp_path / "load.py"
+    script.write_text(
+        "import cv2, numpy as np\n"
+        "from diffcli.config import AugmentationConfig, DomainConfig\n"
+        "from diffcli.data.batches import training_batches\n"
+        "from diffcli.data.dataset import TrainingSet, open_domain\n"
+        "cv2.setNumThreads(4)\n"
+        "cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 3)\n"
+        "domain = open_domain(DomainConfig(domain='miniworld/clean', count=4), purpose='train')\n"
+        "augmentation = AugmentationConfig(crop='64x64')\n"
+        "samples = TrainingSet(domain, augmentation=augmentation, rare_classes=None, statistics=None, seed=0)\n"
+        "print(len(list(training_batches(samples, draws=range(4), batch_size=2, workers=2))))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(dataset_module.__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "2\n", done.stderr
