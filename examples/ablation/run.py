@@ -1,0 +1,155 @@
+"""The ablation: trains and evaluates rows x seeds x budgets, each in a process of its own; resumable at any moment.
+
+    python examples/ablation/run.py                                   # every row, seeds 0 1 2, 300 and 1000 iterations
+    python examples/ablation/run.py --rows deciding --budgets 300
+    python examples/ablation/run.py --rows full no_ipkl --seeds 0 --set train.device=cuda
+
+A row is a YAML beside this file (`scratch_*` are in scratch.py). What is finished is skipped, what was interrupted goes
+on, and results.json, results.md and results.png are written anew after every cell. Every score is that of the last
+checkpoint, so that the unseen domains select nothing. Rows that differ in their evaluation only share one training.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from pathlib import Path
+
+from cells import DECIDING, HERE, ROWS, SCRATCH, Cell, cell, finished, training_seconds
+from results import write_results
+
+from diffcli import console
+from diffcli.config_file import dump_config
+from diffcli.errors import ConfigError, DiffError
+from diffcli.files import write_text
+from diffcli.runs import CONFIG, RESUME
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run every cell that is not finished, then write and print the results."""
+    options = _parser().parse_args(arguments)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that train
+    wanted = {
+        (row, budget, seed): cell(row, budget, seed, output=options.output, overrides=tuple(options.set))
+        for seed in options.seeds
+        for budget in options.budgets
+        for row in _expanded(options.rows)
+    }
+    jobs = list(dict.fromkeys(job for one in wanted.values() for job in one.chain()))
+    for number, job in enumerate(jobs, start=1):
+        if finished(job):
+            continue
+        console.say(f"[{number}/{len(jobs)}] {job.row}, {job.budget} iterations, seed {job.seed}")
+        _in_own_process(job)
+        write_results(options.output, wanted)
+    write_results(options.output, wanted, show=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=["all"], help=f"all, deciding, or any of {', '.join(ROWS)}"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[300, 1000], help="iterations")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every row")
+    return parser
+
+
+def _expanded(words: Sequence[str]) -> list[str]:
+    """The rows that `all`, `deciding` and names mean, each once, in the order given."""
+    groups = {"all": ROWS, "deciding": DECIDING}
+    rows = list(dict.fromkeys(row for word in words for row in groups.get(word, (word,))))
+    for row in rows:
+        if row not in SCRATCH and not (HERE / f"{row}.yaml").is_file():
+            raise ConfigError(f"there is no row {row}", where=str(HERE), hint=f"rows: {', '.join(ROWS)}")
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------- running
+
+
+def _in_own_process(job: Cell) -> None:
+    """Run one cell; Ctrl-C reaches the child as well, which saves and ends."""
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(job,))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.join()
+        raise
+    if process.exitcode == 130:
+        raise KeyboardInterrupt
+    if process.exitcode:
+        raise DiffError("this cell failed", where=str(job.folder), hint="see above; start again to go on")
+
+
+def _child(job: Cell) -> None:
+    with reported():
+        run_cell(job)
+
+
+def run_cell(job: Cell) -> None:
+    """Train or evaluate one cell, going on where an earlier attempt was interrupted; leaves its report."""
+    resume = (job.folder / RESUME).is_file()
+    if job.folder.is_dir() and not resume:
+        shutil.rmtree(job.folder)  # stopped before its first checkpoint
+    if job.row in SCRATCH:
+        _train_scratch(job)
+    elif job.trained != job.folder:
+        _evaluate(job)
+    else:
+        from diffcli.commands import train
+
+        with contextlib.redirect_stdout(StringIO()):
+            train.run(
+                job.config, config_name=job.folder.name, resume=resume, runs=job.folder.parent, json=True
+            )
+
+
+def _evaluate(job: Cell) -> None:
+    """The weights of another row's training under this row's evaluation."""
+    from diffcli.commands import evaluate
+
+    how = job.config.eval
+    changes = [f"eval.{key}={json.dumps(value)}" for key, value in how.model_dump(mode="json").items()]
+    changes.append(f"train.device={job.config.train.device}")
+    with contextlib.redirect_stdout(StringIO()):
+        evaluate.run([job.trained], overrides=changes, output=job.folder, json=True)
+    write_text(job.folder / CONFIG, dump_config(job.config))
+
+
+def _train_scratch(job: Cell) -> None:
+    import scratch
+
+    from diffcli.core.model import build_model
+
+    parameters = scratch.trained_parameters(build_model(job.config.model).decoder)
+    seconds = None if job.after is None else training_seconds(job.after.folder)
+    scratch.run(job.config, folder=job.folder, parameters=parameters, seconds=seconds)
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """End the process with a fault in a line or two, or with 130 after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        sys.exit(130)
+    except DiffError as error:
+        console.fail(f"{error.where}: {error.message}" if error.where else error.message, hint=error.hint)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    with reported():
+        main()
