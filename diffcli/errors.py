@@ -1,5 +1,7 @@
 """What can go wrong at the boundary, said once: what was wrong, where, and what to do about it."""
 
+from typing import Any
+
 
 class DiffError(Exception):
     """A user's fault or a missing resource, to be printed without a traceback.
@@ -21,6 +23,10 @@ class DiffError(Exception):
     def __str__(self) -> str:
         located = f"{self.where}: {self.message}" if self.where else self.message
         return f"{located}\n  -> {self.hint}" if self.hint else located
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its fields, whatever a kind's constructor takes: worker processes hand errors over whole."""
+        return type(self).__new__, (type(self), self.message), self.__dict__
 
 
 class ConfigError(DiffError):

@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from diffcli.errors import DiffError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a full disk or a spent quota says."""
 
 
 @contextmanager
@@ -34,6 +38,12 @@ def write_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiffError(
+            f"cannot be written whole: {error.strerror}", where=str(path), hint="make room, or write to another disk"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
