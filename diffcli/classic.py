@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 
 COMMANDS = frozenset(
-    {"train", "eval", "evaluate", "predict", "export", "import", "init", "check", "domains", "doctor"}
+    {"train", "eval", "evaluate", "predict", "export", "import", "init", "check", "domains", "data", "doctor"}
 )
-"""First words that are always ours."""
+"""First words that are always ours, those of GROUPS only before a second word of theirs."""
+
+GROUPS = {"data": frozenset({"inspect", "--help", "-h"})}
+"""Commands of two words; `diff data other` compares a folder called data."""
 
 PASSED_BY = "DIFFCLI_PASSED_BY"
 """Environment variable: executables already handed over to, so that no wrapper leads round in a circle."""
@@ -49,7 +52,7 @@ def hand_over(arguments: Sequence[str]) -> None:
 
 def is_for_classic(arguments: Sequence[str]) -> bool:
     """Whether a call looks like one of the classic tool's: its options, or paths, and no command of ours."""
-    if not arguments or arguments[0] in COMMANDS:
+    if not arguments or _names_command(arguments):
         return False
     if arguments[0] in ("--help", "-h", "--version") and (len(arguments) == 1 or arguments[1] in COMMANDS):
         return False
@@ -59,6 +62,11 @@ def is_for_classic(arguments: Sequence[str]) -> bool:
     if os.path.lexists(first) or first == "-":
         return len(arguments) > 1 or not first.endswith((".yaml", ".yml"))
     return not _is_typo(first) and _mentions_paths(arguments)
+
+
+def _names_command(arguments: Sequence[str]) -> bool:
+    first, *rest = arguments
+    return first in COMMANDS and (first not in GROUPS or not rest or rest[0] in GROUPS[first])
 
 
 def classic_paths() -> Iterator[str]:

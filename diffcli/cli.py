@@ -271,6 +271,48 @@ def domains(
     command.run(root=root, json=json)
 
 
+data = typer.Typer(
+    help="Look at sets of images and labels.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown" if _STYLED else None,
+)
+app.add_typer(data, name="data")
+
+
+@data.command("inspect")
+def inspect_data(
+    domain: Annotated[
+        str | None, typer.Option(help="Domain, comma list of domains, or all.", show_default=False)
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder that holds the domain.  [DIFFCLI_DATA/<domain>]", show_default=False),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, val or test.  [every one that is there]", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CONFIG",
+            help="YAML file whose classes and domains to look at, instead of --domain.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the pictures.")
+    ] = Path("inspected"),
+    json: Json = False,
+) -> None:
+    """Count samples, sizes, classes and faults of a dataset, and draw it."""
+    from diffcli.commands import inspect_data as command
+    from diffcli.config_file import load_config
+
+    settings = None if config is None else load_config(config, overrides=overrides or ())
+    command.run(domain=domain, root=root, split=split, config=settings, output=output, json=json)
+
+
 @app.command()
 def doctor(json: Json = False) -> None:
     """Show device, precisions, versions and cached weights."""

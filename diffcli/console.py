@@ -87,6 +87,14 @@ def table(
         print("\n".join(_plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
 
 
+def share_bar(share: float, width: int) -> str:
+    """A bar of `share` (0..1) of `width` letters; what is more than nothing shows."""
+    if not (sys.stdout.encoding or "").lower().startswith("utf"):
+        return "#" * max(round(share * width), int(share > 0))
+    eighths = max(round(share * width * 8), int(share > 0))
+    return "\N{FULL BLOCK}" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+
+
 class Bar(Protocol):
     """A task whose progress is shown."""
 

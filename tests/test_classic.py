@@ -122,9 +122,14 @@ def test_classic_calls_are_recognised(
 def test_our_commands_are_the_cli_s() -> None:
     from diffcli.cli import app
 
-    assert {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    } == set(classic.COMMANDS)
+    single = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    groups = {
+        str(group.name): {str(c.name) for c in group.typer_instance.registered_commands}
+        for group in app.registered_groups
+        if group.typer_instance
+    }
+    assert single | groups.keys() == set(classic.COMMANDS)
+    assert {name: set(words) - {"--help", "-h"} for name, words in classic.GROUPS.items()} == groups
 
 
 @needs_classic

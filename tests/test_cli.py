@@ -25,30 +25,40 @@ OPTIONS = {
     "init": ["FILE", "--force"],
     "check": ["CONFIG", "--set", "--json"],
     "domains": ["--root", "--json"],
+    "data inspect": ["--domain", "--root", "--split", "--config", "--set", "--output -o", "--json"],
     "doctor": ["--json"],
 }
 """Removing or renaming one of these breaks people's scripts: say so in CHANGELOG.md."""
 
 
+def commands() -> dict[str, Any]:
+    """Every command by the words that call it."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {word}": one for word, one in inner.items()} if inner else {name: command}
+    return found
+
+
 def test_the_option_list_is_frozen() -> None:
-    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     found = {
         name: [p.metavar if p.param_type_name == "argument" else " ".join(p.opts) for p in command.params]
-        for name, command in commands.items()
+        for name, command in commands().items()
     }
     assert found == OPTIONS
 
 
 def test_every_option_is_explained() -> None:
-    commands: Any = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    unexplained = [(name, p.name) for name, command in commands.items() for p in command.params if not p.help]
+    unexplained = [
+        (name, p.name) for name, command in commands().items() for p in command.params if not p.help
+    ]
     assert unexplained == []
 
 
 def test_help_names_every_command_in_80_columns(cli: Any) -> None:
     result = cli("--help")
     assert result.returncode == 0
-    assert all(f"\n  {name} " in result.stdout for name in OPTIONS if name != "evaluate")
+    assert all(f"\n  {name.split()[0]} " in result.stdout for name in OPTIONS if name != "evaluate")
     assert "classic diff" in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "..." not in result.stdout.partition("Commands:")[2]

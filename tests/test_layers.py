@@ -55,7 +55,7 @@ FORBIDDEN: dict[str, set[str]] = {
 AT_TOP_ONLY = {"__main__", "__init__"}
 """Files that may import such things inside a function, when they are asked for."""
 
-LIGHT_COMMANDS = ("check", "init", "domains", "doctor")
+LIGHT_COMMANDS = ("check", "init", "domains", "doctor", "inspect_data")
 """Commands that answer without loading a network."""
 
 

@@ -111,21 +111,17 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
     _check_settings(config, spec, classes)
     if config.split is not None:
         return [config.split]
-    layouts = _folder_spec(config, classes).layouts if spec.name == "folder" else spec.layouts
-    if not layouts:  # rendered, or joined from domains of one layout
-        first = DOMAINS[spec.members[0]] if spec.members else spec
-        return (
-            [spec.eval_split]
-            if first.rendered is not None
-            else find_splits(config.model_copy(update={"domain": first.name}), classes=classes)
-        )
+    if spec.members:  # they have one layout
+        return find_splits(config.model_copy(update={"domain": spec.members[0]}), classes=classes)
+    if spec.rendered is not None:
+        return [spec.eval_split]
+    if spec.name == "folder":
+        spec = _folder_spec(config, classes)
     root = find_root(spec, config.root)
-    found = [split for split in FIRST_SCENE if find_place(root, layouts, split) is not None]
+    found = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
     if not found:
         raise DataError(
-            f"{spec.name}: no images here",
-            where=str(root),
-            hint=f"expected {describe_layouts(replace(spec, layouts=layouts))}",
+            f"{spec.name}: no images here", where=str(root), hint=f"expected {describe_layouts(spec)}"
         )
     return found
 

@@ -17,6 +17,21 @@ from diffcli.errors import DataError
 Label = NDArray[np.uint8]
 Pixels = NDArray[np.integer[Any]]
 
+
+class OutsideMapping(DataError):
+    """A label file holds values or colours that its encoding does not know."""
+
+    def __init__(self, values: Sequence[object], path: Path) -> None:
+        shown = ", ".join(str(value) for value in values[:12]) + (", ..." if len(values) > 12 else "")
+        super().__init__(
+            f"label values outside the mapping: {shown}",
+            where=str(path),
+            hint="is this the right label folder? for own ids or colours use domain: folder with label_ids or "
+            "label_colors",
+        )
+        self.values = tuple(values)
+
+
 _VALUES = 1 << 16
 _ALWAYS_IGNORED = (254, 255, 65534, 65535)
 """-1 and -2 as unsigned files spell them, and 255 itself."""
@@ -63,14 +78,14 @@ class LabelReader:
         if values.dtype == np.uint8:
             table, outside = self._table[:256], self._outside[:256]
             if cv2.countNonZero(cv2.LUT(values, outside)):
-                raise _outside_mapping(np.flatnonzero(_counts(values) * outside), path)
+                raise OutsideMapping(np.flatnonzero(_counts(values) * outside).tolist(), path)
             return np.asarray(cv2.LUT(values, table), dtype=np.uint8)
         indexes = values.astype(np.int64)
         indexes[indexes < 0] += _VALUES
         if indexes.max(initial=0) >= _VALUES or indexes.min(initial=0) < 0:
-            raise _outside_mapping(np.unique(values[(values < -2) | (indexes >= _VALUES)]), path)
+            raise OutsideMapping(np.unique(values[(values < -2) | (indexes >= _VALUES)]).tolist(), path)
         if self._outside[indexes].any():
-            raise _outside_mapping(np.unique(values[self._outside[indexes] > 0]), path)
+            raise OutsideMapping(np.unique(values[self._outside[indexes] > 0]).tolist(), path)
         return self._table[indexes]
 
     def _from_colors(self, pixels: Pixels, path: Path) -> Label:
@@ -79,8 +94,7 @@ class LabelReader:
         positions[positions == len(self._codes)] = 0
         unknown = self._codes[positions] != codes
         if unknown.any():
-            found = np.unique(codes[unknown])
-            raise _outside_mapping([_rgb(int(code)) for code in found], path)
+            raise OutsideMapping([_rgb(int(code)) for code in np.unique(codes[unknown])], path)
         return self._code_ids[positions]
 
 
@@ -176,15 +190,6 @@ def _rgb(code: int) -> tuple[int, int, int]:
 
 def _counts(values: Pixels) -> NDArray[np.int64]:
     return np.bincount(values.ravel(), minlength=256)
-
-
-def _outside_mapping(values: Sequence[object] | Pixels, path: Path) -> DataError:
-    shown = ", ".join(str(value) for value in values[:12]) + (", ..." if len(values) > 12 else "")
-    return DataError(
-        f"label values outside the mapping: {shown}",
-        where=str(path),
-        hint="is this the right label folder? for own ids or colours use domain: folder with label_ids or label_colors",
-    )
 
 
 def train_ids_by_name(classes: Sequence[str]) -> tuple[int, ...]:

@@ -5,22 +5,26 @@ Counting reads every label once, in parallel, and is kept in the user's cache fo
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffcli.config import RareClassConfig
 from diffcli.data.domain import Domain
+from diffcli.data.labels import Label
 from diffcli.data.transforms import class_counts
 from diffcli.errors import DataError, DiffError
 from diffcli.files import write_atomically
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
+
+T = TypeVar("T")
 
 _FORMAT = 1
 
@@ -110,12 +114,39 @@ def class_statistics(
     Raises:
         DataError: a label is missing, damaged or holds values outside the mapping.
     """
-    path = (cache or cache_folder()) / "statistics" / f"{_key(domain)}.npy"
-    counts = _cached(path, domain)
-    if counts is None:
-        counts = _count(domain, workers=workers, progress=progress)
-        _keep(path, counts)
+    statistics = kept_statistics(domain, cache=cache)
+    if statistics is None:
+        statistics = _count(domain, workers=workers, progress=progress)
+        keep_statistics(domain, statistics, cache=cache)
+    return statistics
+
+
+def kept_statistics(domain: Domain, *, cache: Path | None = None) -> ClassStatistics | None:
+    """The statistics of an earlier count of the same files; None where there are none or they cannot be used."""
+    try:
+        with _path(domain, cache).open("rb") as file:
+            counts = np.asarray(np.load(file, allow_pickle=False), dtype=np.int64)
+    except (OSError, ValueError, EOFError):
+        return None
+    if counts.shape != (len(domain), len(domain.classes) + 1):
+        return None
     return ClassStatistics(domain.classes, counts[:, :-1], counts[:, -1])
+
+
+def keep_statistics(domain: Domain, statistics: ClassStatistics, *, cache: Path | None = None) -> None:
+    """Keep the statistics for later; a cache that cannot be written costs time, never the run."""
+    counts = np.concatenate([statistics.pixels, statistics.ignored[:, None]], axis=1)
+    try:
+        with write_atomically(_path(domain, cache)) as temporary:
+            np.save(temporary, counts)
+    except (DiffError, OSError):
+        return
+
+
+def count_label(label: Label, classes: int) -> NDArray[np.int64]:
+    """(classes + 1,): pixels of each class, then those that carry none."""
+    found = class_counts(label)
+    return np.append(found[:classes], found[classes:].sum())
 
 
 def cache_folder() -> Path:
@@ -126,44 +157,35 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffcli"
 
 
-def _count(domain: Domain, *, workers: int, progress: Progress | None) -> NDArray[np.int64]:
-    """(samples, classes + 1): pixels of each class, then ignored ones."""
-    total = len(domain)
-    counts = np.zeros((total, len(domain.classes) + 1), dtype=np.int64)
+def _count(domain: Domain, *, workers: int, progress: Progress | None) -> ClassStatistics:
+    total, classes = len(domain), len(domain.classes)
+    counts = np.zeros((total, classes + 1), dtype=np.int64)
 
     def count(index: int) -> None:
-        found = class_counts(domain.read_label(index))
-        counts[index, :-1] = found[: len(domain.classes)]
-        counts[index, -1] = found.sum() - counts[index, :-1].sum()
+        counts[index] = count_label(domain.read_label(index), classes)
 
+    for _ in in_parallel(count, total, workers=workers, progress=progress):
+        pass
+    return ClassStatistics(domain.classes, counts[:, :-1], counts[:, -1])
+
+
+def in_parallel(
+    work: Callable[[int], T], total: int, *, workers: int, progress: Progress | None = None
+) -> Iterator[T]:
+    """work(0), work(1), ... in order, by threads; the first exception cancels what has not begun."""
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         try:
-            for done, _ in enumerate(pool.map(count, range(total)), start=1):
+            for done, result in enumerate(pool.map(work, range(total)), start=1):
                 if progress is not None:
                     progress(done, total)
+                yield result
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return counts
 
 
-def _cached(path: Path, domain: Domain) -> NDArray[np.int64] | None:
-    """The counts kept at `path`; None where there are none or they cannot be used."""
-    try:
-        with path.open("rb") as file:
-            counts = np.asarray(np.load(file, allow_pickle=False), dtype=np.int64)
-    except (OSError, ValueError, EOFError):
-        return None
-    return counts if counts.shape == (len(domain), len(domain.classes) + 1) else None
-
-
-def _keep(path: Path, counts: NDArray[np.int64]) -> None:
-    """Write the counts; a cache that cannot be written costs time, never the run."""
-    try:
-        with write_atomically(path) as temporary:
-            np.save(temporary, counts)
-    except (DiffError, OSError):
-        return
+def _path(domain: Domain, cache: Path | None) -> Path:
+    return (cache or cache_folder()) / "statistics" / f"{_key(domain)}.npy"
 
 
 def _key(domain: Domain) -> str:

@@ -1,0 +1,240 @@
+"""`diff data inspect`: what lies in a set of images and labels, and all that is wrong with it, before training starts.
+
+A sample that cannot be used never stops the others from being looked at; at the end it makes the exit code 1.
+"""
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from diffcli import console
+from diffcli.config import DomainConfig, ModelConfig, RunConfig
+from diffcli.contact_sheet import Panel, inspection_picture
+from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
+from diffcli.data.labels import OutsideMapping
+from diffcli.data.survey import Survey, survey
+from diffcli.domains import DOMAINS
+from diffcli.errors import ConfigError, DataError
+from diffcli.files import write_atomically
+
+PANELS = 12
+"""Samples on the contact sheet."""
+_BAR, _NAMES, _VALUES = 32, 3, 12
+
+
+def run(
+    *,
+    domain: str | None,
+    root: Path | None,
+    split: str | None,
+    config: RunConfig | None,
+    output: Path,
+    json: bool = False,
+) -> None:
+    """Print and draw what the named domains hold; without a name, those of the settings.
+
+    Raises:
+        ConfigError: neither a domain nor settings are given, or both.
+        DataError: at the end, if any sample cannot be used.
+    """
+    model = config.model if config is not None else ModelConfig()
+    entries = _entries(domain, root, config)
+    if split is not None:
+        entries = [entry.model_copy(update={"split": split}) for entry in entries]
+    opened = [one for entry in entries for one in _open_splits(entry, model)]
+    _refuse_inside(output, [one for _, one in opened])
+    records: list[dict[str, Any]] = []
+    faulty = 0
+    for name, one in opened:
+        found = _survey(name, one)
+        picture = _picture_path(output, name, taken=[record["picture"] for record in records])
+        _draw(picture, name, one, found, model)
+        records.append(_record(name, one, found, picture))
+        faulty += sum(bool(look.faults) for look in found.looks)
+        if not json:
+            _show(name, one, found)
+            console.say(f"drew {picture}")
+    if json:
+        console.print_json(records)
+    if faulty:
+        raise DataError(
+            f"{faulty} of {sum(len(one) for _, one in opened)} samples cannot be used",
+            hint="mend them or take them out; training would stop at the first of them",
+        )
+
+
+def _entries(domain: str | None, root: Path | None, config: RunConfig | None) -> list[DomainConfig]:
+    """The domains to look at; a joined one is left out where its parts are looked at anyway."""
+    if (domain is None) == (config is None):
+        raise ConfigError(
+            "give either a domain or settings", hint="--domain cityscapes, or --config CONFIG.yaml"
+        )
+    if config is not None:
+        unique: dict[str, DomainConfig] = {}
+        for entry in (config.data.train, *config.data.eval):
+            unique.setdefault(entry.model_dump_json(exclude={"name", "resize"}), entry)
+        return list(unique.values())
+    assert domain is not None
+    entries = expand_domains(domain, root=root)
+    names = {entry.domain for entry in entries}
+    return [entry for entry in entries if not set(DOMAINS[entry.domain].members) & names]
+
+
+def _open_splits(entry: DomainConfig, model: ModelConfig) -> Iterator[tuple[str, Domain]]:
+    """(name, opened domain) of every split that is there."""
+    splits = find_splits(entry, classes=model.classes)
+    for split in splits:
+        one = open_domain(entry.model_copy(update={"split": split}), purpose="eval", classes=model.classes)
+        yield (f"{one.name}, {split}" if len(splits) > 1 else one.name), one
+
+
+def _refuse_inside(output: Path, domains: Sequence[Domain]) -> None:
+    """Nothing is written among a dataset's images or labels."""
+    here = output.resolve()
+    for one in domains:
+        images = [sample.image for sample in one.samples if sample.image is not None]
+        labels = [sample.label for sample in one.samples if sample.label is not None]
+        for files in filter(None, (images, labels)):
+            if _common_folder(files).resolve() in (here, *here.parents):
+                raise DataError(
+                    "this lies inside the dataset", where=str(output), hint="choose another folder with -o"
+                )
+
+
+def _survey(name: str, domain: Domain) -> Survey:
+    with console.progress(f"inspect {name}", len(domain)) as bar:
+        return survey(domain, workers=min(os.cpu_count() or 1, 16), progress=lambda _done, _all: bar.update())
+
+
+def _picture_path(output: Path, name: str, *, taken: Sequence[Path]) -> Path:
+    """A file named like the domain; two domains of one name are numbered."""
+    stem = re.sub(r"[^\w.]+", "-", name)
+    numbered = (output / f"{stem}{f'-{i}' if i > 1 else ''}.png" for i in count(1))
+    return next(path for path in numbered if path not in taken)
+
+
+def _draw(path: Path, name: str, domain: Domain, found: Survey, model: ModelConfig) -> None:
+    good = [i for i, look in enumerate(found.looks) if not look.faults]
+    shown = [good[i * len(good) // PANELS] for i in range(PANELS)] if len(good) > PANELS else good
+    panels = [Panel(domain.samples[i].id, *domain.load(i)) for i in shown]
+    picture = inspection_picture(
+        f"{name}: {len(domain)} samples", found.statistics.shares, panels, model=model
+    )
+    with write_atomically(path) as temporary:
+        picture.save(temporary)
+
+
+def _record(name: str, domain: Domain, found: Survey, picture: Path) -> dict[str, Any]:
+    """All of it, for --json."""
+    statistics = found.statistics
+    return {
+        "domain": name,
+        "samples": len(domain),
+        "labelled": _labelled(domain),
+        "images_without_label": domain.missing.labels,
+        "labels_without_image": domain.missing.images,
+        "sizes": {str(size): images for size, images in _sizes(found)},
+        "labels_of_other_size": _of_other_size(found),
+        "ignored_share": _ignored(found),
+        "classes": [
+            {"class": class_name, "pixels": pixels, "share": share, "samples": samples}
+            for class_name, pixels, share, samples in zip(
+                domain.classes,
+                statistics.pixels.sum(axis=0).tolist(),
+                statistics.shares.tolist(),
+                (statistics.pixels > 0).sum(axis=0).tolist(),
+                strict=True,
+            )
+        ],
+        "outside_mapping": {str(value): files for value, files in _outside(found).items()},
+        "faults": [{"file": fault.where, "message": fault.message} for fault in found.faults],
+        "picture": picture,
+    }
+
+
+def _show(name: str, domain: Domain, found: Survey) -> None:
+    console.table(f"\n{name}", ["", ""], _facts(domain, found))
+    if found.statistics.pixels.any():
+        console.table("\nclasses", ["class", "% of pixels", "samples", ""], _class_rows(found))
+    outside = _outside(found)
+    if outside:
+        rows = [[str(value), len(files), _first(files)] for value, files in outside.items()]
+        console.table("\nlabel values outside the mapping", ["value", "files", "first of them"], rows)
+    others = [fault for fault in found.faults if not isinstance(fault, OutsideMapping)]
+    for fault in others[:_VALUES]:
+        console.warn(f"{fault.where}: {fault.message}")
+    if len(others) > _VALUES:
+        console.warn(f"and {len(others) - _VALUES} files more (--json lists them)")
+
+
+def _facts(domain: Domain, found: Survey) -> Iterator[list[str]]:
+    labelled = _labelled(domain)
+    yield ["samples", f"{len(domain)}" + ("" if labelled == len(domain) else f", {labelled} labelled")]
+    images = [sample.image for sample in domain.samples if sample.image is not None]
+    if images:
+        yield ["images", str(_common_folder(images))]
+    sizes = _sizes(found)
+    shown = ", ".join(f"{size}" + (f" ({images})" if len(sizes) > 1 else "") for size, images in sizes[:4])
+    yield ["sizes", shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")]
+    other = _of_other_size(found)
+    if other:
+        yield ["unequal", f"{other} labels of another size than their image: resized to it"]
+    if labelled:
+        for what, files in (
+            ("no label", domain.missing.labels),
+            ("no image", domain.missing.images),
+        ):
+            yield [what, f"{len(files)}: {_first(files)}" if files else "0"]
+        nothing = "" if found.statistics.pixels.any() else ": no pixel carries a class"
+        yield ["ignored", f"{100 * _ignored(found):.2f} % of pixels{nothing}"]
+
+
+def _class_rows(found: Survey) -> Iterator[list[object]]:
+    statistics = found.statistics
+    shares, holding = statistics.shares, (statistics.pixels > 0).sum(axis=0)
+    for train_id, name in enumerate(statistics.classes):
+        share = float(shares[train_id])
+        bar = console.share_bar(share / float(shares.max()), _BAR)
+        yield [name, 100 * share, int(holding[train_id]), bar]
+
+
+def _labelled(domain: Domain) -> int:
+    return sum(sample.label is not None or sample.scene is not None for sample in domain.samples)
+
+
+def _sizes(found: Survey) -> list[tuple[object, int]]:
+    return list(Counter(look.image for look in found.looks if look.image).most_common())
+
+
+def _of_other_size(found: Survey) -> int:
+    return sum(
+        not look.faults and look.label is not None and look.label != look.image for look in found.looks
+    )
+
+
+def _ignored(found: Survey) -> float:
+    ignored, labelled = int(found.statistics.ignored.sum()), int(found.statistics.pixels.sum())
+    return ignored / max(ignored + labelled, 1)
+
+
+def _outside(found: Survey) -> dict[object, list[str]]:
+    """Label value -> files that hold it, both in order."""
+    files: dict[Any, list[str]] = defaultdict(list)
+    for fault in found.faults:
+        if isinstance(fault, OutsideMapping):
+            for value in fault.values:
+                files[value].append(str(fault.where))
+    return dict(sorted(files.items()))
+
+
+def _common_folder(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([str(file.parent) for file in files]))
+
+
+def _first(files: Sequence[object]) -> str:
+    names = [Path(str(file)).name for file in files[:_NAMES]]
+    return ", ".join(names) + (", ..." if len(files) > _NAMES else "")
