@@ -169,6 +169,49 @@ app.command("evaluate", hidden=True)(evaluate)
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, names or exported folders.")
+    ],
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Domain, comma list of domains, or all.  [the first run's data.eval]", show_default=False
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds the domain.", show_default=False)
+    ] = None,
+    index: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Number of the image, from 0.  [the middle one]", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG to write.")] = Path(
+        "compare.png"
+    ),
+    overrides: Overrides = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Show what several runs make of the same images, side by side."""
+    from diffcli.runs import RUNS, find_run
+
+    paths = [find_run(name, runs=RUNS) for name in runs]
+    from diffcli.commands import compare as command
+
+    command.run(
+        paths,
+        domains=domain,
+        root=root,
+        index=index,
+        output=output,
+        overrides=overrides or (),
+        device=device,
+        json=json,
+    )
+
+
+@app.command()
 def predict(
     images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the masks.")],
@@ -176,6 +219,12 @@ def predict(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write the colours laid over the image.")
     ] = False,
+    heatmap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASS", help="Also write the score of one class over the image.", show_default=False
+        ),
+    ] = None,
     json: Json = False,
     reference: Annotated[
         Path | None,
@@ -195,6 +244,7 @@ def predict(
         run=folder,
         output=output,
         overlay=overlay,
+        heatmap=heatmap,
         reference=reference,
         device=device,
         overrides=overrides or (),
@@ -305,7 +355,7 @@ def inspect_data(
     ] = Path("inspected"),
     json: Json = False,
 ) -> None:
-    """Count samples, sizes, classes and faults of a dataset, and draw it."""
+    """Count samples, sizes, classes and faults; draw them."""
     from diffcli.commands import inspect_data as command
     from diffcli.config_file import load_config
 

@@ -3,9 +3,10 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,15 +14,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcli.config import BackboneConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
+from diffcli.config import BackboneConfig, DomainConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
 from diffcli.config_file import load_config, override
 from diffcli.core.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.memory import is_out_of_memory
 from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
+from diffcli.data.roots import expand_domains
 from diffcli.data.transforms import resize_image
-from diffcli.errors import CheckpointError, DiffError
-from diffcli.runs import BEST, CONFIG, LAST
+from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.runs import CONFIG, LAST
 
 EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
 """Files of an exported folder: trained weights, settings, and what else is known about them."""
@@ -88,15 +90,38 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     return OpenRun(path, weights, checkpoint, override(config, overrides))
 
 
+def wanted_domains(
+    trained: OpenRun, domains: str | None, root: Path | None, *, otherwise: Sequence[DomainConfig]
+) -> list[DomainConfig]:
+    """What to evaluate on: names of the run's own domains mean these, any other name the known domain."""
+    own = trained.config.data.eval or otherwise
+    if domains is None:
+        if not own:
+            raise ConfigError(
+                "no domain is named", where=str(trained.path), hint="--domain NAME, or --domain all"
+            )
+        return list(own)
+    if root is not None:
+        return expand_domains(domains, root=root)
+    entries: list[DomainConfig] = []
+    for name in (part.strip() for part in domains.split(",")):
+        meant = [entry for entry in own if name in (entry.name, entry.domain)]
+        entries += meant or expand_domains(name)
+    return list({(entry.name, entry.domain, entry.root): entry for entry in entries}.values())
+
+
 def locate_checkpoint(path: Path) -> Path:
-    """The checkpoint of a run (the best, else the last), of an exported folder, or `path` itself.
+    """The last checkpoint of a run, that of an exported folder, or `path` itself.
+
+    Never the best one by itself: that was chosen by the domains it would be scored on. RUN/checkpoints/best.safetensors
+    names it where it is wanted.
 
     Raises:
         CheckpointError: there is none.
     """
     if path.is_file():
         return path
-    for name in (BEST, LAST, EXPORT_WEIGHTS):
+    for name in (LAST, EXPORT_WEIGHTS):
         if (path / name).is_file():
             return path / name
     raise CheckpointError(
@@ -143,6 +168,54 @@ def segment_images(
     Raises:
         DiffError: the network's output is not finite, or memory ran out.
     """
+    return _outputs(
+        model,
+        images,
+        predicted_ids,
+        sizes=sizes,
+        identities=identities,
+        config=config,
+        references=references,
+    )
+
+
+def score_images(
+    model: SegmentationModel,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    train_id: int,
+    sizes: Sequence[tuple[int, int]],
+    identities: Sequence[str],
+    config: EvalConfig,
+    references: Sequence[NDArray[np.uint8]] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """Masks as `segment_images` gives them, each with the softmax score of one class: H,W float32, 0..1."""
+    averaged = config.flip or config.scales != (1.0,)  # several passes come as softmax maps already
+
+    def both(output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        plane = (output if averaged else output.softmax(0))[train_id]
+        score = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+        return predicted_ids(output, size), score
+
+    return _outputs(
+        model, images, both, sizes=sizes, identities=identities, config=config, references=references
+    )
+
+
+T = TypeVar("T")
+
+
+def _outputs(
+    model: SegmentationModel,
+    images: Sequence[NDArray[np.uint8]],
+    finish: Callable[[Tensor, tuple[int, int]], T],
+    *,
+    sizes: Sequence[tuple[int, int]],
+    identities: Sequence[str],
+    config: EvalConfig,
+    references: Sequence[NDArray[np.uint8]] | None,
+) -> list[T]:
+    """What `finish` makes of each image's classes,h,w output and its size; see `segment_images`."""
     own = None if references is None else [torch.from_numpy(reference) for reference in references]
     try:
         batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
@@ -153,7 +226,7 @@ def segment_images(
                 where=identities[0],
                 hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
             )
-        return [predicted_ids(logits, size) for logits, size in zip(output, sizes, strict=True)]
+        return [finish(one, size) for one, size in zip(output, sizes, strict=True)]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -14,8 +14,8 @@ from diffcli.domains import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 Pixels = NDArray[np.uint8]
 """An image, H,W,3 RGB; or a mask, H,W train ids, 255 = ignore."""
 
-_INK, _PAPER, _GAP = (30, 30, 30), (255, 255, 255), 6
-_PANEL_WIDTH, _TEXT_HEIGHT, _TEXT_SIZE = 400, 22, 14
+INK, PAPER, GAP = (30, 30, 30), (255, 255, 255), 6
+_PANEL_WIDTH, TEXT_HEIGHT, _TEXT_SIZE = 400, 22, 14
 _FALLBACK_HUE_STEP = 0.618034
 """Golden ratio: hues of any number of classes stay apart."""
 
@@ -65,20 +65,21 @@ def side_by_side(rows: Sequence[Row], *, model: ModelConfig) -> Image.Image:
     palette = class_palette(model)
     panels = [_panels(row, palette) for row in rows]
     names = ["image", "truth", "prediction"]
-    width = 3 * _PANEL_WIDTH + 4 * _GAP
-    legend = _legend(rows, model=model, palette=palette, width=width)
-    height = _TEXT_HEIGHT + sum(_TEXT_HEIGHT + row[0].height + _GAP for row in panels) + legend.height
-    canvas = Image.new("RGB", (width, height), _PAPER)
-    draw, font = ImageDraw.Draw(canvas), _font()
+    width = 3 * _PANEL_WIDTH + 4 * GAP
+    masks = [mask for row in rows for mask in (row.prediction, row.truth) if mask is not None]
+    below = legend(masks, model=model, palette=palette, width=width)
+    height = TEXT_HEIGHT + sum(TEXT_HEIGHT + row[0].height + GAP for row in panels) + below.height
+    canvas = Image.new("RGB", (width, height), PAPER)
+    draw, font = ImageDraw.Draw(canvas), text_font()
     for column, name in enumerate(names):
-        draw.text((_GAP + column * (_PANEL_WIDTH + _GAP), 3), name, fill=_INK, font=font)
-    top = _TEXT_HEIGHT
+        draw.text((GAP + column * (_PANEL_WIDTH + GAP), 3), name, fill=INK, font=font)
+    top = TEXT_HEIGHT
     for row, pictures in zip(rows, panels, strict=True):
-        draw.text((_GAP, top + 3), row.name, fill=_INK, font=font)
+        draw.text((GAP, top + 3), row.name, fill=INK, font=font)
         for column, panel in enumerate(pictures):
-            canvas.paste(panel, (_GAP + column * (_PANEL_WIDTH + _GAP), top + _TEXT_HEIGHT))
-        top += _TEXT_HEIGHT + pictures[0].height + _GAP
-    canvas.paste(legend, (0, top))
+            canvas.paste(panel, (GAP + column * (_PANEL_WIDTH + GAP), top + TEXT_HEIGHT))
+        top += TEXT_HEIGHT + pictures[0].height + GAP
+    canvas.paste(below, (0, top))
     return canvas
 
 
@@ -104,26 +105,26 @@ def _panels(row: Row, palette: Pixels) -> list[Image.Image]:
     return [image, *masks]
 
 
-def _legend(rows: Sequence[Row], *, model: ModelConfig, palette: Pixels, width: int) -> Image.Image:
+def legend(masks: Sequence[Pixels], *, model: ModelConfig, palette: Pixels, width: int) -> Image.Image:
     """Name and colour of every class that occurs, as many lines as they need."""
-    shown = [row.prediction for row in rows] + [row.truth for row in rows if row.truth is not None]
-    occurring = sorted(set().union(*(np.unique(mask).tolist() for mask in shown)))
+    occurring = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
     names = dict(enumerate(model.classes)) | {255: "no label"}
     entries = [(names[i], tuple(palette[i].tolist())) for i in occurring]
-    font, places, x, y = _font(), [], _GAP, 0
+    font, places, x, y = text_font(), [], GAP, 0
     for name, _ in entries:
         length = 24 + round(font.getlength(name)) + 14
-        if x > _GAP and x + length > width:
-            x, y = _GAP, y + _TEXT_HEIGHT
+        if x > GAP and x + length > width:
+            x, y = GAP, y + TEXT_HEIGHT
         places.append((x, y))
         x += length
-    legend = Image.new("RGB", (width, y + _TEXT_HEIGHT + _GAP), _PAPER)
-    draw = ImageDraw.Draw(legend)
+    strip = Image.new("RGB", (width, y + TEXT_HEIGHT + GAP), PAPER)
+    draw = ImageDraw.Draw(strip)
     for (name, color), (x, y) in zip(entries, places, strict=True):
         draw.rectangle((x, y + 4, x + 18, y + 17), fill=color)
-        draw.text((x + 24, y + 3), name, fill=_INK, font=font)
-    return legend
+        draw.text((x + 24, y + 3), name, fill=INK, font=font)
+    return strip
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def text_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font of every picture."""
     return ImageFont.load_default(_TEXT_SIZE)

@@ -19,7 +19,11 @@ OPTIONS = {
     "train": ["CONFIG", "--set", "--resume", "--name", "--json"],
     "eval": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
     "evaluate": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
-    "predict": ["IMAGES", "--output -o", "--run", "--overlay", "--json", "--reference", "--device", "--set"],
+    "compare": ["RUN...", "--domain", "--root", "--index", "--output -o", "--set", "--device", "--json"],
+    "predict": [
+        *("IMAGES", "--output -o", "--run", "--overlay", "--heatmap"),
+        *("--json", "--reference", "--device", "--set"),
+    ],
     "export": ["RUN", "--output -o", "--with-backbone", "--json"],
     "import": ["CKPT", "--output -o", "--config"],
     "init": ["FILE", "--force"],

@@ -15,7 +15,6 @@ from diffcli import __version__, console
 from diffcli.config import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.data.roots import expand_domains
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation import (
     DomainScores,
@@ -32,7 +31,7 @@ from diffcli.evaluation import (
 )
 from diffcli.files import write_text
 from diffcli.html_report import html_report
-from diffcli.inference import OpenRun, open_run
+from diffcli.inference import OpenRun, open_run, wanted_domains
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
@@ -65,7 +64,7 @@ def run(
     opened = [open_run(path, overrides=overrides) for path in runs]
     _refuse_equal_names(opened)
     known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
-    wanted = [_entries(trained, domains, root, otherwise=known) for trained in opened]
+    wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
         folder = _output_folder(trained, output, several=len(opened) > 1)
@@ -174,26 +173,6 @@ def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domai
             hint="`diff domains` says what is there; DIFFCLI_DATA names their folder",
         )
     return domains
-
-
-def _entries(
-    trained: OpenRun, domains: str | None, root: Path | None, *, otherwise: Sequence[DomainConfig]
-) -> list[DomainConfig]:
-    """What to evaluate on: names of the run's own domains mean these, any other name the known domain."""
-    own = trained.config.data.eval or otherwise
-    if domains is None:
-        if not own:
-            raise ConfigError(
-                "no domain is named", where=str(trained.path), hint="--domain NAME, or --domain all"
-            )
-        return list(own)
-    if root is not None:
-        return expand_domains(domains, root=root)
-    entries: list[DomainConfig] = []
-    for name in (part.strip() for part in domains.split(",")):
-        meant = [entry for entry in own if name in (entry.name, entry.domain)]
-        entries += meant or expand_domains(name)
-    return list({(entry.name, entry.domain, entry.root): entry for entry in entries}.values())
 
 
 def _output_folder(trained: OpenRun, output: Path | None, *, several: bool) -> Path:

@@ -1,7 +1,9 @@
 """`diff predict`: images to masks. Files, folders and globs in; palette PNGs of train ids in the same tree out."""
 
+import difflib
 import glob
 import os
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffcli import console
@@ -22,8 +25,9 @@ from diffcli.data.labels import read_pixels
 from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
 from diffcli.domains import IGNORE_ID
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.figures import score_picture
 from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, network_image, open_run, segment_images
+from diffcli.inference import OpenRun, network_image, open_run, score_images, segment_images
 from diffcli.pictures import Pixels, blend, class_palette, mask_image
 
 READERS, READ_AHEAD = 2, 8
@@ -37,6 +41,7 @@ def run(
     run: Path,
     output: Path,
     overlay: bool = False,
+    heatmap: str | None = None,
     reference: Path | None = None,
     device: str | None = None,
     overrides: Sequence[str] = (),
@@ -50,6 +55,7 @@ def run(
         images: files, folders (with their sub-folders) and globs.
         run: a run folder, an exported folder or a checkpoint file.
         overlay: also write <stem>_overlay.jpg, the colours laid over the image.
+        heatmap: also write <stem>_<class>_heatmap.png, the softmax score of this class over the image.
         reference: folder of masks (train ids, same stems) that turn the conditional branch on.
         device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
         overrides: "eval.size=512x256" and the like.
@@ -61,15 +67,18 @@ def run(
     """
     jobs = plan(images, output=output, references=reference)
     trained = open_run(run, overrides=overrides)
+    if heatmap is not None:
+        heatmap = known_class(heatmap, trained.config.model.classes)
+        _refuse_heatmaps(jobs, name=heatmap)
     settings = _settings(trained, reference)
     model = trained.load_model(device=device)
     replaced = sum(job.mask.exists() for job in jobs)
-    outcome = segment_files(model, jobs, settings, overlay=overlay)
+    outcome = segment_files(model, jobs, settings, overlay=overlay, heatmap=heatmap)
     count = len(outcome.written)
     note = f" ({replaced} files there were replaced)" if replaced else ""
     console.say(f"{count} {'mask' if count == 1 else 'masks'} in {output}{note}")
     if json:
-        console.print_json(_report(outcome, run=run, output=output, overlay=overlay))
+        console.print_json(_report(outcome, run=run, output=output, overlay=overlay, heatmap=heatmap))
     if outcome.failed:
         raise _failure(outcome, count=len(jobs))
 
@@ -89,6 +98,11 @@ class Job:
     def overlay(self) -> Path:
         """Where its overlay goes."""
         return self.mask.with_name(self.mask.stem + OVERLAY_SUFFIX)
+
+    def heatmap(self, name: str) -> Path:
+        """Where the heat map of class `name` goes."""
+        word = re.sub(r"[^\w-]", "_", name)
+        return self.mask.with_name(f"{self.mask.stem}_{word}_heatmap.png")
 
 
 def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None) -> list[Job]:
@@ -164,6 +178,36 @@ def _refuse_overwriting(jobs: Sequence[Job]) -> None:
             )
 
 
+def _refuse_heatmaps(jobs: Sequence[Job], *, name: str) -> None:
+    """No heat map may replace an image or another image's mask."""
+    taken = {os.path.realpath(path) for job in jobs for path in (job.image, job.mask)}
+    for job in jobs:
+        if os.path.realpath(job.heatmap(name)) in taken:
+            raise DataError(
+                "the heat map would replace an image or a mask",
+                where=str(job.heatmap(name)),
+                hint="rename the image, or give another folder: -o masks",
+            )
+
+
+def known_class(word: str, classes: Sequence[str]) -> str:
+    """The class that `word` names; case, _ and - do not matter.
+
+    Raises:
+        ConfigError: there is none; says which may be meant.
+    """
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", " ").replace("-", " ")
+
+    for name in classes:
+        if plain(name) == plain(word):
+            return name
+    close = difflib.get_close_matches(plain(word), classes, n=2)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"classes: {', '.join(classes)}"
+    raise ConfigError(f"this model has no class {word!r}", hint=hint)
+
+
 def _with_references(jobs: Sequence[Job], folder: Path, *, output: Path) -> list[Job]:
     """Each job with its reference: the PNG at its mask's place below `folder`, else the one of its stem in there."""
     if not folder.is_dir():
@@ -229,24 +273,34 @@ class _Read:
     size: tuple[int, int]
     """Height and width of the file, upright."""
     full: Pixels | None
-    """At that size, where an overlay wants it."""
+    """At that size, where an overlay or a heat map wants it."""
     reference: Pixels | None
 
 
 def segment_files(
-    model: SegmentationModel, jobs: Sequence[Job], settings: EvalConfig, *, overlay: bool
+    model: SegmentationModel,
+    jobs: Sequence[Job],
+    settings: EvalConfig,
+    *,
+    overlay: bool = False,
+    heatmap: str | None = None,
 ) -> Outcome:
     """Segment and write every image; one that cannot be read or segmented is named, skipped and kept in `failed`.
+
+    Args:
+        overlay: write the overlays as well.
+        heatmap: write heat maps of this class as well.
 
     Raises:
         DiffError: the first images already cannot be segmented, or a mask cannot be written.
     """
     outcome, started = Outcome(), time.monotonic()
-    palette = class_palette(model.config)
+    palette, keep = class_palette(model.config), overlay or heatmap is not None
+    train_id = None if heatmap is None else model.config.classes.index(heatmap)
 
     def read(job: Job) -> _Read | Failure:
         try:
-            return _read(job, settings, classes=len(model.config.classes), keep=overlay)
+            return _read(job, settings, classes=len(model.config.classes), keep=keep)
         except DiffError as error:
             return job, error
         except Exception as error:  # decoders raise nearly anything; one file must not cost the others
@@ -259,14 +313,18 @@ def segment_files(
             for _, images in groupby(good, lambda item: item.image.shape):
                 same = list(images)
                 try:
-                    masks = _masks(model, same, settings)
+                    segmented = _segment(model, same, settings, score_of=train_id)
                 except DiffError as error:
                     if not outcome.written:
                         raise
                     outcome.add_failures((item.job, error) for item in same)
                     continue
-                for item, mask in zip(same, masks, strict=True):
-                    _write(item, mask, palette=palette)
+                for item, (mask, score) in zip(same, segmented, strict=True):
+                    _write(item.job.mask, mask_image(mask, palette))
+                    if overlay and item.full is not None:
+                        _write(item.job.overlay, Image.fromarray(blend(item.full, mask, palette)))
+                    if heatmap is not None and item.full is not None and score is not None:
+                        _write(item.job.heatmap(heatmap), score_picture(item.full, score, name=heatmap))
                     outcome.written.append(item.job)
             bar.update(len(batch))
     outcome.seconds = time.monotonic() - started
@@ -299,26 +357,34 @@ def _read_reference(path: Path, *, classes: int) -> Pixels:
     return pixels.astype(np.uint8)
 
 
-def _masks(model: SegmentationModel, items: Sequence[_Read], settings: EvalConfig) -> list[Pixels]:
-    """Masks of images of one network size, each at its file's size."""
-    references = [item.reference for item in items if item.reference is not None]
-    masks = segment_images(
+def _segment(
+    model: SegmentationModel, items: Sequence[_Read], settings: EvalConfig, *, score_of: int | None
+) -> list[tuple[Pixels, NDArray[np.float32] | None]]:
+    """Masks of images of one network size, each at its file's size; with the scores of class `score_of`, if any."""
+    images, sizes = [item.image for item in items], [item.size for item in items]
+    names = [item.job.image.stem for item in items]
+    references = [item.reference for item in items if item.reference is not None] or None
+    if score_of is None:
+        masks = segment_images(
+            model, images, sizes=sizes, identities=names, config=settings, references=references
+        )
+        return [(mask.cpu().numpy(), None) for mask in masks]
+    scored = score_images(
         model,
-        [item.image for item in items],
-        sizes=[item.size for item in items],
-        identities=[item.job.image.stem for item in items],
+        images,
+        train_id=score_of,
+        sizes=sizes,
+        identities=names,
         config=settings,
-        references=references or None,
+        references=references,
     )
-    return [mask.cpu().numpy() for mask in masks]
+    return [(mask.cpu().numpy(), score.cpu().numpy()) for mask, score in scored]
 
 
-def _write(item: _Read, mask: Pixels, *, palette: Pixels) -> None:
-    with write_atomically(item.job.mask) as temporary:
-        mask_image(mask, palette).save(temporary)
-    if item.full is not None:
-        with write_atomically(item.job.overlay) as temporary:
-            Image.fromarray(blend(item.full, mask, palette)).save(temporary, quality=90)
+def _write(path: Path, picture: Image.Image) -> None:
+    """Write a picture; the quality is for JPEG, PNG knows none."""
+    with write_atomically(path) as temporary:
+        picture.save(temporary, quality=90)
 
 
 def _read_ahead(read: Callable[[Job], _Read | Failure], jobs: Sequence[Job]) -> Iterator[_Read | Failure]:
@@ -341,12 +407,18 @@ def _batched(items: Iterator[_Read | Failure], size: int) -> Iterator[list[_Read
 # ------------------------------------------------------------------------------------------------- telling
 
 
-def _report(outcome: Outcome, *, run: Path, output: Path, overlay: bool) -> dict[str, Any]:
+def _report(
+    outcome: Outcome, *, run: Path, output: Path, overlay: bool, heatmap: str | None
+) -> dict[str, Any]:
     """What --json prints."""
 
     def entry(job: Job) -> dict[str, str]:
-        files = {"image": str(job.image), "mask": str(job.mask)}
-        return {**files, "overlay": str(job.overlay)} if overlay else files
+        files = {"image": job.image, "mask": job.mask}
+        if overlay:
+            files["overlay"] = job.overlay
+        if heatmap is not None:
+            files["heatmap"] = job.heatmap(heatmap)
+        return {key: str(path) for key, path in files.items()}
 
     return {
         "run": str(run),

@@ -1,0 +1,138 @@
+"""`diff compare`: what several runs make of the same image, side by side, a row a domain."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffcli import console
+from diffcli.data.dataset import Domain, open_domain
+from diffcli.errors import ConfigError
+from diffcli.evaluation import Shown, evaluate_sample
+from diffcli.figures import Compared, compared_picture
+from diffcli.files import write_atomically
+from diffcli.inference import OpenRun, open_run, wanted_domains
+
+
+def run(
+    runs: Sequence[Path],
+    *,
+    domains: str | None = None,
+    root: Path | None = None,
+    index: int | None = None,
+    output: Path = Path("compare.png"),
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    json: bool = False,
+) -> None:
+    """Segment one image a domain with every run, with the same noise, and write image | truth | a column a run.
+
+    The models are loaded one after the other: memory has to hold one.
+
+    Args:
+        runs: run folders, exported folders or checkpoint files.
+        domains: a name, "all" or a comma list; None takes the first run's own data.eval.
+        root: where the one named domain lies.
+        index: number of the image in its domain, from 0; None takes the middle one.
+        output: the PNG.
+        overrides: "eval.reference=prediction" and the like, for every run.
+        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
+        json: print the scores as JSON instead of a table.
+
+    Raises:
+        ConfigError: the runs know other classes, or there is no such image.
+        DiffError: see `open_run`, `open_domain` and `evaluate_sample`.
+    """
+    seed = open_run(runs[0], overrides=overrides).config.model.inversion.seed
+    opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
+    _refuse_other_classes(opened)
+    known = next((one.config.data.eval for one in opened if one.config.data.eval), ())
+    entries = wanted_domains(opened[0], domains, root, otherwise=known)
+    targets = [
+        open_domain(entry, purpose="eval", classes=opened[0].config.model.classes) for entry in entries
+    ]
+    chosen = [_chosen(domain, index) for domain in targets]
+    shown = {
+        name: _predictions(one, targets, chosen, device=device)
+        for name, one in zip(_names(opened), opened, strict=True)
+    }
+    rows = [
+        _compared(domain, {name: own[i] for name, own in shown.items()}) for i, domain in enumerate(targets)
+    ]
+    with write_atomically(output) as temporary:
+        compared_picture(rows, model=opened[0].config.model).save(temporary, format="PNG")
+    _tell(rows, chosen, output=output, json=json)
+
+
+def _predictions(
+    trained: OpenRun, domains: Sequence[Domain], chosen: Sequence[int], *, device: str | None
+) -> list[Shown]:
+    """One run's prediction on the chosen image of every domain; the model is let go of at the end."""
+    model = trained.load_model(device=device)
+    with console.progress(f"segment with {trained.name}", len(domains), unit="images") as bar:
+        shown = []
+        for domain, index in zip(domains, chosen, strict=True):
+            shown.append(evaluate_sample(model, domain, index, trained.config.eval))
+            bar.update()
+    return shown
+
+
+def _compared(domain: Domain, shown: dict[str, Shown]) -> Compared:
+    first = next(iter(shown.values()))
+    return Compared(
+        domain.name,
+        first.identity,
+        first.image,
+        first.truth,
+        {name: one.prediction for name, one in shown.items()},
+        {name: one.iou for name, one in shown.items()},
+    )
+
+
+def _chosen(domain: Domain, index: int | None) -> int:
+    if index is None:
+        return len(domain) // 2
+    if not 0 <= index < len(domain):
+        raise ConfigError(
+            f"there is no image {index}", where=domain.name, hint=f"--index 0 to {len(domain) - 1}"
+        )
+    return index
+
+
+def _names(opened: Sequence[OpenRun]) -> list[str]:
+    """What the columns are called: the runs' names where they differ, else their paths.
+
+    Raises:
+        ConfigError: the same run twice.
+    """
+    names = [one.name for one in opened]
+    if len(set(names)) < len(names):
+        names = [str(one.path) for one in opened]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{', '.join(twice)} is named twice", hint="name each run once")
+    return names
+
+
+def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
+    first = opened[0].config.model.classes
+    for one in opened[1:]:
+        if one.config.model.classes != first:
+            raise ConfigError(
+                f"it knows other classes than {opened[0].path}",
+                where=str(one.path),
+                hint="compare runs of one class list",
+            )
+
+
+def _tell(rows: Sequence[Compared], chosen: Sequence[int], *, output: Path, json: bool) -> None:
+    if json:
+        told: list[dict[str, Any]] = [
+            {"name": row.domain, "image": row.identity, "index": index, "mean_iou": dict(row.iou)}
+            for row, index in zip(rows, chosen, strict=True)
+        ]
+        console.print_json({"picture": output, "domains": told})
+        return
+    columns = ["domain", "image", *rows[0].iou]
+    table = [[row.domain, row.identity, *(100 * value for value in row.iou.values())] for row in rows]
+    console.table("mean IoU of the image in percent (classes present)", columns, table)
+    console.say(f"picture: {output}")
