@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from diffcli import console
 from diffcli.config import EvalConfig, ModelConfig, Size, as_plain
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
+from diffcli.data.batches import single_threaded
 from diffcli.data.dataset import Domain
 from diffcli.data.transforms import resize_image, resize_label
 from diffcli.domains import CLASS_SUBSETS
@@ -191,12 +191,6 @@ class _Samples(Dataset["_Loaded | DataError"]):
             return _load(self.domain, index, self.size)
         except DataError as error:  # a subclass may not survive the way between processes
             return DataError(error.message, where=error.where, hint=error.hint)
-
-
-def single_threaded(_worker: int) -> None:
-    """Set up a loading process: one thread, and Ctrl-C is the main process's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _load(domain: Domain, index: int, size: Size | None) -> _Loaded:

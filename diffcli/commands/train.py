@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from diffcli import console, evaluation
-from diffcli.config import EvalConfig, RunConfig, TrainConfig
+from diffcli.config import RunConfig, TrainConfig
 from diffcli.config_file import dump_config
 from diffcli.core.checkpoint import save_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
@@ -31,7 +31,8 @@ from diffcli.core.optim import learning_rate_factor, parameter_groups
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.statistics import ClassStatistics, class_statistics
-from diffcli.errors import CheckpointError, DiffError, TrainingError
+from diffcli.errors import CheckpointError, DataError, DiffError, TrainingError
+from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
 from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS, create_run, versions
 
@@ -294,63 +295,99 @@ def _kept(trainer: Trainer, error: DiffError) -> DiffError:
     return error
 
 
-def validate(trainer: Trainer) -> list[evaluation.DomainScores]:
-    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains)."""
-    if not trainer.targets:
-        return []
+def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
+    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains).
+
+    A domain or sample that cannot be read costs no training: it is left out, and told in the second value.
+    """
     model, config = trainer.model, trainer.config
+    scores: list[DomainScores] = []
+    problems: list[str] = []
     model.decoder.eval()
-    scores = evaluate_all(model, trainer.targets, config.eval, workers=config.data.workers)
+    for domain in trainer.targets:
+        with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
+            try:
+                found = evaluation.evaluate_domain(
+                    model, domain, config.eval, workers=config.data.workers, progress=bar.update
+                )
+            except DataError as error:
+                problems.append(f"{domain.name}: {error.message} ({error.where})")
+                continue
+        scores.append(found)
+        if found.skipped:
+            problems.append(f"{domain.name}: {found.skipped} samples left out, first {found.problems[0]}")
     model.decoder.train()
-    means = {s.name: s.scores.mean_iou for s in scores}
+    for problem in problems:
+        console.warn(problem)
+    if scores:
+        _log_scores(trainer, scores)
+    return scores, problems
+
+
+def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
+    """Tell the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
+    means = {one.name: one.scores.mean_iou for one in scores}
     mean = float(np.nanmean(list(means.values())))
     trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
-    console.say(f"iteration {trainer.iteration}: mIoU {100 * mean:.2f} ({listed})")
+    console.say(f"iteration {trainer.iteration}: mIoU {listed}")
     if trainer.accelerator.is_main_process and mean > trainer.best.get("mean_iou", -1.0):
         trainer.best = {"iteration": trainer.iteration, "mean_iou": mean}
-        save_checkpoint(trainer.folder / BEST, model, info=trainer.best)
-    return scores
-
-
-def evaluate_all(
-    model: SegmentationModel, domains: Sequence[Domain], config: EvalConfig, *, workers: int
-) -> list[evaluation.DomainScores]:
-    """Scores of every domain, with progress."""
-    scores = []
-    for domain in domains:
-        with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
-            scores.append(
-                evaluation.evaluate_domain(
-                    model, domain, config, workers=workers, progress=lambda: bar.update()
-                )
-            )
-    return scores
+        save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
 
 
 def _finish(trainer: Trainer, *, json: bool) -> None:
-    """The last validation, the report, the picture and the table."""
-    scores = validate(trainer)
+    """The last validation, the report, the picture and the table.
+
+    Raises:
+        DataError: some samples or domains could not be scored; the report holds the others.
+    """
+    scores, problems = validate(trainer)
     if not trainer.accelerator.is_main_process:
         return
     trainer.accelerator.end_training()
+    model = trainer.config.model
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
-    report = evaluation.report(scores, model=trainer.config.model, settings=trainer.config.eval)
-    report["training"] = {
-        "iterations": trainer.iteration,
-        "best": trainer.best,
-        "source": trainer.config.data.train.domain,
-    }
     if scores:
-        evaluation.write_picture(trainer.folder / PICTURE, scores, model=trainer.config.model)
+        evaluation.write_picture(trainer.folder / PICTURE, scores, model=model)
+    report = evaluation.report(scores, model=model, settings=trainer.config.eval)
+    report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
     write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
     if json:
         console.print_json({"run": str(trainer.folder), **report})
-    else:
-        evaluation.print_table(scores, model=trainer.config.model)
+    elif scores:
+        evaluation.print_table(scores, model=model)
+        _say_unseen(report["training"])
     console.say(f"run folder: {trainer.folder}")
+    if problems:
+        raise DataError(
+            f"not everything could be scored: {'; '.join(problems)}",
+            where=str(trainer.folder / REPORT),
+            hint="training is complete; mend the files and score again: diff eval",
+        )
+
+
+def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
+    """The source, and the mean mIoU over the domains that are not the source."""
+    data = trainer.config.data
+    seen = {
+        target.name
+        for entry, target in zip(data.eval, trainer.targets, strict=True)
+        if (entry.domain, entry.root) == (data.train.domain, data.train.root)
+    }
+    unseen = [one.scores.mean_iou for one in scores if one.name not in seen]
+    mean = float(np.nanmean(unseen)) if unseen else None
+    return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
+
+
+def _say_unseen(training: dict[str, Any]) -> None:
+    if training["unseen_domains"]:
+        mean, count = 100 * training["mean_iou_unseen"], training["unseen_domains"]
+        console.print_text(
+            f"mean mIoU over {count} domains never seen in training: {mean:.2f} (trained on {training['source']})"
+        )
 
 
 def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:

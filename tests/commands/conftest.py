@@ -9,7 +9,7 @@ from diffcli.config import RunConfig
 from diffcli.config_file import dump_config
 from diffcli.core.checkpoint import save_checkpoint
 from diffcli.core.model import build_model
-from diffcli.runs import BEST, CONFIG, REPORT
+from diffcli.runs import CONFIG, LAST, REPORT
 
 TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
 
@@ -39,7 +39,7 @@ def tiny_run(tiny_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -
         for parameter in model.decoder.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)  # so that several classes are predicted
-    save_checkpoint(folder / BEST, model, info={"iteration": 7})
+    save_checkpoint(folder / LAST, model, info={"iteration": 7})
     (folder / CONFIG).write_text(dump_config(tiny_config))
     (folder / REPORT).write_text("{}")
     return folder

@@ -35,7 +35,7 @@ def moved_run(tiny_run: Path, tiny_config: RunConfig, tmp_path: Path) -> tuple[P
     backbone = tiny_config.model.backbone.model_copy(update={"source": str(source)})
     model = tiny_config.model.model_copy(update={"backbone": backbone})
     (run / "config.yaml").write_text(dump_config(tiny_config.model_copy(update={"model": model})))
-    weights = run / "checkpoints" / "best.safetensors"
+    weights = run / "checkpoints" / "last.safetensors"
     built = build_model(model)
     built.decoder.load_state_dict(read_checkpoint(weights).state)
     save_checkpoint(weights, built)
@@ -98,7 +98,7 @@ def test_a_single_file_becomes_a_folder_in_its_precision(
         file = write_single_file(tmp_path / "folder", tmp_path / "file" / "x.safetensors", metadata=metadata)
     backbone = tiny_config.model.backbone.model_copy(update={"source": str(file)})
     built = build_model(tiny_config.model.model_copy(update={"backbone": backbone}))
-    save_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors", built)
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", built)
     export.run(tmp_path / "run", output=tmp_path / "out", with_backbone=True)
     shutil.rmtree(layouts)
     shutil.rmtree(file.parent)

@@ -58,7 +58,7 @@ def test_the_run_is_finished_and_segments(
     config = load_config(run / "config.yaml").model
     assert (config.decoder.channels, config.decoder.head_channels) == ((64, 64, 64, 128), 32)
     assert config.backbone.prediction_type == "as_epsilon"
-    stored = read_checkpoint(run / "checkpoints" / "best.safetensors")
+    stored = read_checkpoint(run / "checkpoints" / "last.safetensors")
     expected = convert_state(published)
     assert stored.state.keys() == expected.keys()
     assert all(torch.equal(stored.state[name], x) for name, x in expected.items())
