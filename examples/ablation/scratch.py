@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,13 +71,12 @@ def trained_parameters(module: nn.Module) -> int:
 
 
 def width_for(parameters: int, *, classes: int) -> int:
-    """The first width whose U-Net comes closest to that many parameters."""
-
-    def distance(width: int) -> int:
+    """The smallest first width whose U-Net has at least that many parameters."""
+    for width in count(4):
         with torch.device("meta"):
-            return abs(trained_parameters(UNet(width=width, classes=classes)) - parameters)
-
-    return min(range(4, 129), key=distance)
+            if trained_parameters(UNet(width=width, classes=classes)) >= parameters:
+                return width
+    raise AssertionError
 
 
 class ScratchModel(SegmentationModel):

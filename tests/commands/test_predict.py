@@ -11,9 +11,12 @@ from PIL import Image
 
 from diffcli import inference
 from diffcli.commands import predict
-from diffcli.core.model import SegmentationModel
+from diffcli.config import EvalConfig
+from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.domains import CITYSCAPES_PALETTE
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.figures import score_colors, score_picture
+from diffcli.pictures import TEXT_HEIGHT
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +288,71 @@ def test_one_image_too_large_for_memory_does_not_cost_the_others(
             [str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overrides=["eval.size=null"]
         )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+# ------------------------------------------------------------------------------------------------ heat maps
+
+
+def test_heat_maps_lie_beside_the_masks(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "in" / "a.png", picture(size=(100, 40)))
+    for output in ("one", "two"):
+        predict.run(
+            [str(tmp_path / "in")],
+            run=tiny_run,
+            output=tmp_path / output,
+            heatmap="Traffic_Light",
+            json=True,
+            overrides=["eval.reference=prediction"] if output == "two" else [],
+        )
+        told = json.loads(capsys.readouterr().out)
+        capsys.readouterr()
+        assert [Path(entry["heatmap"]).name for entry in told["images"]] == ["a_traffic_light_heatmap.png"]
+    first, second = (tmp_path / name / "a_traffic_light_heatmap.png" for name in ("one", "two"))
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["a.png", first.name]
+    with Image.open(first) as drawn:
+        assert drawn.size == (100, 40 + TEXT_HEIGHT)
+    assert first.read_bytes() != second.read_bytes()  # the reference acts
+    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "three", heatmap="traffic light")
+    assert (tmp_path / "three" / first.name).read_bytes() == first.read_bytes()
+    assert np.array_equal(ids(tmp_path / "one" / "a.png"), ids(tmp_path / "three" / "a.png"))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_scores_are_softmax_maps_whatever_the_passes(model: SegmentationModel, flip: bool) -> None:
+    image, settings = np.asarray(picture(size=(64, 64))), EvalConfig(flip=flip)
+    batch = to_model_range(torch.from_numpy(image)[None])
+    output = segment(model, batch, config=settings, identities=["a"])
+    expected = (output if flip else output.softmax(1))[0, 6]
+    ((mask, score),) = inference.score_images(
+        model, [image], train_id=6, sizes=[(64, 64)], identities=["a"], config=settings
+    )
+    assert torch.allclose(score, expected, atol=1e-6)
+    assert torch.equal(mask.long(), output[0].argmax(0))
+
+
+def test_an_unknown_class_is_named_before_anything_loads(tmp_path: Path, tiny_run: Path) -> None:
+    image = save(tmp_path / "in" / "a.png", picture())
+    with pytest.raises(ConfigError, match="no class 'sidewak'") as caught:
+        predict.run([str(image)], run=tiny_run, output=tmp_path / "out", heatmap="sidewak")
+    assert caught.value.hint == "did you mean sidewalk?"
+
+
+def test_a_heat_map_replaces_no_mask(tmp_path: Path, tiny_run: Path) -> None:
+    for name in ("a.png", "a_road_heatmap.png"):
+        save(tmp_path / "in" / name, picture())
+    with pytest.raises(DataError, match="heat map would replace"):
+        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", heatmap="road")
+
+
+def test_equal_scores_have_equal_colours_and_the_bar_shows_them() -> None:
+    image = np.full((40, 200, 3), 128, np.uint8)
+    score = np.tile(np.linspace(0, 1, 200, dtype=np.float32), (40, 1))
+    drawn = np.asarray(score_picture(image, score, name="road"))
+    assert drawn.shape == (40 + TEXT_HEIGHT, 200, 3)
+    assert (drawn[0, :200] == drawn[39, :200]).all()
+    bar = drawn[40 + TEXT_HEIGHT // 2]
+    ends = [drawn[0, 0], drawn[0, 199]]
+    assert all((np.abs(bar.astype(int) - end).sum(-1) < 12).any() for end in ends)
+    assert not np.array_equal(*score_colors(np.array([[0.2, 0.8]], np.float32))[0])
