@@ -127,6 +127,33 @@ def _how_to_get_one(names: list[str]) -> str:
     return "train one with `diff train examples/quickstart.yaml`, or give a run folder with --run"
 
 
+def find_unfinished(name: str, *, runs: Path = RUNS, settings: str) -> Path:
+    """The newest run of that name that `--resume` can continue.
+
+    Args:
+        settings: the resolved settings as text, which must be those that the run was started with.
+
+    Raises:
+        CheckpointError: there is none, or its settings were others.
+    """
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
+    candidates = [path for path in runs.glob(f"*/{RESUME}") if numbered.fullmatch(path.parent.parent.name)]
+    if not candidates:
+        raise CheckpointError(
+            f"no unfinished run named {name} to resume", where=str(runs), hint="start it without --resume"
+        )
+    folder = max(candidates, key=lambda path: path.stat().st_mtime).parent.parent
+    before = (folder / CONFIG).read_text(encoding="utf-8")
+    if before != settings:
+        changed = [line.strip() for line in settings.splitlines() if line not in before.splitlines()]
+        raise CheckpointError(
+            f"the settings changed since ({'; '.join(changed[:3])})",
+            where=str(folder / CONFIG),
+            hint="resume with the same settings, or start a new run without --resume",
+        )
+    return folder
+
+
 def versions() -> dict[str, str]:
     """Versions of this program, of Python, of the packages that results depend on, and the platform."""
     from diffcli import __version__

@@ -5,14 +5,12 @@ resuming needs only the weights, the optimizer and the iteration, and continues 
 """
 
 import json as json_module
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +32,20 @@ from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.errors import CheckpointError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
-from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS, create_run, versions
+from diffcli.interrupts import Stop, graceful_stop
+from diffcli.runs import (
+    BEST,
+    CONFIG,
+    LAST,
+    METRICS,
+    PICTURE,
+    REPORT,
+    RESUME,
+    VERSIONS,
+    create_run,
+    find_unfinished,
+    versions,
+)
 
 
 def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:
@@ -54,9 +65,10 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     source, targets = _open_domains(config)
     statistics = _statistics(config, source)
     accelerator = build_accelerator(config.train)
-    folder = (
-        _unfinished_run(name, runs=runs, config=config) if resume else _new_run(name, accelerator, runs=runs)
-    )
+    if resume:
+        folder = find_unfinished(name, runs=runs, settings=dump_config(config))
+    else:
+        folder = _new_run(name, accelerator, runs=runs)
     samples = _training_set(config, source, statistics)
     trainer = setup(config, folder=folder, accelerator=accelerator, samples=samples, targets=targets)
     if accelerator.is_main_process:
@@ -64,7 +76,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
         write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
     if resume:
         trainer.restore()
-    with _graceful_stop() as stop:
+    with graceful_stop() as stop:
         fit(trainer, stop)
     _finish(trainer, json=json)
 
@@ -164,7 +176,7 @@ def setup(
     return Trainer(config, folder, accelerator, model, paired, prepared, samples, targets)
 
 
-def fit(trainer: Trainer, stop: "_Stop") -> None:
+def fit(trainer: Trainer, stop: Stop) -> None:
     """Train to the last iteration, checkpointing and validating on the way.
 
     Raises:
@@ -429,32 +441,6 @@ def _new_run(name: str, accelerator: Accelerator, *, runs: Path) -> Path:
     return folder
 
 
-def _unfinished_run(name: str, *, runs: Path, config: RunConfig) -> Path:
-    """The newest run of that name that can be resumed, checked to be of the same settings."""
-    candidates = [
-        path.parent.parent for path in runs.glob(f"*/{RESUME}") if _named(path.parent.parent.name, name)
-    ]
-    if not candidates:
-        raise CheckpointError(
-            f"no unfinished run named {name} to resume", where=str(runs), hint="start it without --resume"
-        )
-    folder = max(candidates, key=lambda path: (path / RESUME).stat().st_mtime)
-    if (folder / CONFIG).read_text() != dump_config(config):
-        before, now = (folder / CONFIG).read_text().splitlines(), dump_config(config).splitlines()
-        changed = sorted(set(now) - set(before))
-        raise CheckpointError(
-            f"the settings changed since ({'; '.join(line.strip() for line in changed[:3])})",
-            where=str(folder / CONFIG),
-            hint="resume with the same settings, or start a new run without --resume",
-        )
-    return folder
-
-
-def _named(folder: str, name: str) -> bool:
-    """A run folder's name is the run's, or that with a number."""
-    return folder == name or (folder.startswith(f"{name}-") and folder[len(name) + 1 :].isdigit())
-
-
 def _batches(trainer: Trainer) -> Iterator[Batch]:
     """This process's micro-batches from the current iteration to the last; their number, not the time, draws them."""
     train, accelerator = trainer.config.train, trainer.accelerator
@@ -470,33 +456,3 @@ def _batches(trainer: Trainer) -> Iterator[Batch]:
         batch_size=train.batch_size,
         workers=trainer.config.data.workers,
     )
-
-
-class _Stop:
-    """Whether the user or the scheduler asked to stop."""
-
-    requested = False
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        console.say(
-            f"{signal.Signals(number).name}: finishing this iteration and saving; again to stop at once"
-        )
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[_Stop]:
-    """Ctrl-C and SIGTERM end training after the current iteration, with everything saved."""
-    stop = _Stop()
-    signals: tuple[Literal[signal.Signals.SIGINT, signal.Signals.SIGTERM], ...] = (
-        signal.SIGINT,
-        signal.SIGTERM,
-    )
-    before = {number: signal.signal(number, stop) for number in signals}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

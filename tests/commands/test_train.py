@@ -18,6 +18,7 @@ from diffcli.commands import train
 from diffcli.config import RunConfig
 from diffcli.core.checkpoint import load_model
 from diffcli.errors import CheckpointError, DataError, TrainingError
+from diffcli.interrupts import Stop
 from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 
 TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
@@ -76,7 +77,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-class StopAt(train._Stop):
+class StopAt(Stop):
     """A Ctrl-C that comes in a known iteration."""
 
     def __init__(self, trainer: train.Trainer, iteration: int) -> None:
