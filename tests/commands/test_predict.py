@@ -321,7 +321,7 @@ def test_heat_maps_lie_beside_the_masks(
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_scores_are_softmax_maps_whatever_the_passes(model: SegmentationModel, flip: bool) -> None:
-    image, settings = np.asarray(picture(size=(64, 64))), EvalConfig(flip=flip)
+    image, settings = np.array(picture(size=(64, 64))), EvalConfig(flip=flip)
     batch = to_model_range(torch.from_numpy(image)[None])
     output = segment(model, batch, config=settings, identities=["a"])
     expected = (output if flip else output.softmax(1))[0, 6]
