@@ -1,6 +1,6 @@
 """What varies a training sample: crop, flip, photometric distortion, padding (paper, training details).
 
-Every function takes 8-bit arrays and an explicit generator and returns new 8-bit arrays; none changes its input.
+Every function takes 8-bit arrays and an explicit generator and returns 8-bit arrays; none changes its input.
 """
 
 import cv2
@@ -99,7 +99,7 @@ def class_counts(label: Label) -> NDArray[np.int64]:
 
 def flip_horizontally(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Left becomes right."""
-    return np.ascontiguousarray(pixels[:, ::-1])
+    return np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
 
 
 def photometric_distortion(image: Image, *, rng: np.random.Generator, probability: float = 0.5) -> Image:
@@ -146,8 +146,10 @@ def _adjust_colors(image: Image, *, saturation: float, hue: int) -> Image:
 
 
 def pad(pixels: NDArray[np.uint8], size: Size, *, value: int) -> NDArray[np.uint8]:
-    """Padded on the right and at the bottom with `value`, at least to `size`."""
+    """Padded on the right and at the bottom with `value`, at least to `size`; contiguous."""
     bottom = max(size.height - pixels.shape[0], 0)
     right = max(size.width - pixels.shape[1], 0)
+    if not bottom and not right:
+        return np.ascontiguousarray(pixels)
     widths = [(0, bottom), (0, right), *[(0, 0)] * (pixels.ndim - 2)]
     return np.asarray(np.pad(pixels, widths, constant_values=value), dtype=np.uint8)
