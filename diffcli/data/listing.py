@@ -5,6 +5,8 @@ without asking the file system about each of them.
 """
 
 import os
+import re
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -49,6 +51,10 @@ class Place:
     """Folder that holds the labels' part: another one where two archives were unpacked side by side."""
     layout: Layout
     split: str
+    parts: tuple[Path, ...] = ()
+    """Folders beside `base` that hold more of the images: numbered archives, unpacked into a folder each."""
+    label_parts: tuple[Path, ...] = ()
+    """The same of `label_base`."""
 
     def images(self) -> Path:
         """The folder of the images."""
@@ -73,7 +79,20 @@ def find_place(root: Path, layouts: Sequence[Layout], split: str) -> Place | Non
     places = [place for base in bases for layout in layouts for place in _places(base, layout, split)]
     apart = (replace(place, label_base=base) for place in places for base in bases)
     labelled = next((place for place in chain(places, apart) if place.has_labels()), None)
-    return labelled or next(iter(places), None)
+    found = labelled or next(iter(places), None)
+    if found is None:
+        return None
+    return replace(
+        found, parts=_numbered_alike(found.base, bases), label_parts=_numbered_alike(found.label_base, bases)
+    )
+
+
+def _numbered_alike(base: Path, bases: Sequence[Path]) -> tuple[Path, ...]:
+    """02_images to 10_images for 01_images, as the ten archives of GTA5 are called; never beside the root itself."""
+    if base == bases[0] or not re.search(r"\d", base.name):
+        return ()
+    name = re.sub(r"\d+", "", base.name)
+    return tuple(other for other in bases[1:] if other != base and re.sub(r"\d+", "", other.name) == name)
 
 
 def _places(base: Path, layout: Layout, split: str) -> Iterator[Place]:
@@ -105,7 +124,9 @@ def find_pairs(place: Place) -> tuple[list[Pair], Missing]:
     Raises:
         DataError: two images, or two labels of one kind, share a key.
     """
-    images = _keyed(place.images(), (place.layout.image_suffix,))[place.layout.image_suffix]
+    suffix = place.layout.image_suffix
+    folder = place.layout.images.format(split=place.split)
+    images = _keyed_in((place.base, *place.parts), folder, (suffix,))[suffix]
     labels = _labels(place)
     pairs = []
     for key in sorted(images):
@@ -119,11 +140,18 @@ def find_pairs(place: Place) -> tuple[list[Pair], Missing]:
 def _labels(place: Place) -> list[dict[str, str]]:
     """For each `LabelFiles` of the layout: key -> file. Each folder is walked once."""
     kinds = place.layout.labels
-    walked: dict[Path, dict[str, dict[str, str]]] = {}
-    for folder in dict.fromkeys(place.labels(files) for files in kinds):
-        suffixes = tuple(files.suffix for files in kinds if place.labels(files) == folder)
-        walked[folder] = _keyed(folder, suffixes)
-    return [walked[place.labels(files)][files.suffix] for files in kinds]
+    bases = (place.label_base, *place.label_parts)
+    walked: dict[str, dict[str, dict[str, str]]] = {}
+    for folder in dict.fromkeys(files.folder for files in kinds):
+        suffixes = tuple(files.suffix for files in kinds if files.folder == folder)
+        walked[folder] = _keyed_in(bases, folder.format(split=place.split), suffixes)
+    return [walked[files.folder][files.suffix] for files in kinds]
+
+
+def _keyed_in(bases: Sequence[Path], folder: str, suffixes: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """`_keyed` of the folder below each of the bases, earlier ones first."""
+    found = [_keyed(base / folder, suffixes) for base in bases]
+    return {suffix: dict(ChainMap(*(one[suffix] for one in found))) for suffix in suffixes}
 
 
 def _keyed(folder: Path, suffixes: tuple[str, ...]) -> dict[str, dict[str, str]]:

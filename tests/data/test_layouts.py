@@ -140,6 +140,17 @@ def test_archives_unpacked_side_by_side(tmp_path: Path, save_pair: SavePair) -> 
     assert domain.load(0)[1].tolist() == ROAD_CAR
 
 
+def test_the_archives_of_gta5_in_a_folder_each(tmp_path: Path, save_pair: SavePair) -> None:
+    for part in ("01", "02", "10"):
+        image = tmp_path / f"{part}_images/images/{part}000.png"
+        save_pair(image, tmp_path / f"{part}_labels/labels/{part}000.png", ROAD_CAR_ID)
+    save_pair(tmp_path / "mine/images/a.png", tmp_path / "mine/masks/a.png", ROAD_CAR)  # something else
+    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train")
+    assert [sample.id for sample in domain.samples] == ["01000", "02000", "10000"]
+    assert all(domain.load(i)[1].tolist() == ROAD_CAR for i in range(3))
+    assert not domain.missing
+
+
 def test_label_ids_go_before_train_ids_and_each_image_takes_what_it_has(
     tmp_path: Path, save_pair: SavePair
 ) -> None:
