@@ -13,7 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from diffcli.errors import ConfigError
+from diffcli.errors import ConfigError, DiffError
 from diffcli.runs import LAST, METRICS, REPORT, RESUME
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +49,11 @@ def ran(harness: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Rows as they are run, in this process instead of one of their own."""
     rows: list[str] = []
 
-    def here(job: Any) -> None:
+    def here(job: Any) -> bool:
         AcceleratorState._reset_state(reset_partial_state=True)
         rows.append(job.row)
         harness.run_cell(job)
+        return True
 
     monkeypatch.setattr(harness, "_in_own_process", here)
     return rows
@@ -160,6 +161,16 @@ def test_a_training_stopped_before_its_first_checkpoint_starts_over(
     start("no_ipkl")
     assert [path.name for path in tmp_path.glob("no_ipkl*")] == [leftover.name]
     assert (leftover / REPORT).is_file()
+
+
+def test_a_row_that_fails_costs_only_those_that_need_it(
+    harness: Any, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here = harness._in_own_process
+    monkeypatch.setattr(harness, "_in_own_process", lambda job: job.row != "full" and run_here(job))
+    with pytest.raises(DiffError, match="failed: full-1it-seed0, reference_truth-1it-seed0"):
+        start("full", "reference_truth", "no_ipkl")
+    assert [row["row"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]] == ["no_ipkl"]
 
 
 def test_an_unknown_row_is_named(start: Start, ran: list[str]) -> None:

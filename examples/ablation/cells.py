@@ -8,7 +8,7 @@ from pathlib import Path
 from diffcli.config import RunConfig
 from diffcli.config_file import dump_config, load_config
 from diffcli.errors import ConfigError
-from diffcli.runs import CONFIG, METRICS, REPORT
+from diffcli.runs import CONFIG, METRICS, REPORT, RESUME
 
 HERE = Path(__file__).parent
 SCRATCH = {
@@ -94,17 +94,16 @@ def finished(job: Cell) -> bool:
     """Whether a cell's scores are there.
 
     Raises:
-        ConfigError: they are, of other settings.
+        ConfigError: it was run, or begun, with other settings.
     """
-    if not (job.folder / REPORT).is_file():
-        return False
-    if (job.folder / CONFIG).read_text(encoding="utf-8") != dump_config(job.config):
+    done, begun = ((job.folder / name).is_file() for name in (REPORT, RESUME))
+    if (done or begun) and (job.folder / CONFIG).read_text(encoding="utf-8") != dump_config(job.config):
         raise ConfigError(
             "this cell was run with other settings",
             where=str(job.folder),
             hint="choose another --output, or delete the folder",
         )
-    return True
+    return done
 
 
 def training_seconds(folder: Path) -> float:

@@ -15,8 +15,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -41,13 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for row in _expanded(options.rows)
     }
     jobs = list(dict.fromkeys(job for one in wanted.values() for job in one.chain()))
-    for number, job in enumerate(jobs, start=1):
-        if finished(job):
-            continue
-        console.say(f"[{number}/{len(jobs)}] {job.row}, {job.budget} iterations, seed {job.seed}")
-        _in_own_process(job)
-        write_results(options.output, wanted)
+    pending = [job for job in jobs if not finished(job)]
+    failed: list[str] = []
+    for number, job in enumerate(pending, start=1):
+        console.say(f"[{number}/{len(pending)}] {job.row}, {job.budget} iterations, seed {job.seed}")
+        if (job.after is None or finished(job.after)) and _in_own_process(job):
+            write_results(options.output, wanted)
+        else:
+            failed.append(job.folder.name)
     write_results(options.output, wanted, show=True)
+    if failed:
+        raise DiffError(f"failed: {', '.join(failed)}", hint="see above; the same command tries them again")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,24 +82,30 @@ def _expanded(words: Sequence[str]) -> list[str]:
 # -------------------------------------------------------------------------------------------------- running
 
 
-def _in_own_process(job: Cell) -> None:
-    """Run one cell; Ctrl-C reaches the child as well, which saves and ends."""
+def _in_own_process(job: Cell) -> bool:
+    """Run one cell; whether it went well. Ctrl-C reaches the child too, SIGTERM is passed on: it saves and ends."""
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(job,))
     process.start()
+    before = signal.signal(signal.SIGTERM, lambda _number, _frame: process.terminate())
     try:
         process.join()
     except KeyboardInterrupt:
         process.join()
         raise
-    if process.exitcode == 130:
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if process.exitcode in (130, -signal.SIGTERM):
         raise KeyboardInterrupt
-    if process.exitcode:
-        raise DiffError("this cell failed", where=str(job.folder), hint="see above; start again to go on")
+    return process.exitcode == 0
 
 
 def _child(job: Cell) -> None:
-    with reported():
+    try:
         run_cell(job)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except DiffError as error:
+        sys.exit(_told(error))
 
 
 def run_cell(job: Cell) -> None:
@@ -137,19 +148,17 @@ def _train_scratch(job: Cell) -> None:
     scratch.run(job.config, folder=job.folder, parameters=parameters, seconds=seconds)
 
 
-@contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """End the process with a fault in a line or two, or with 130 after Ctrl-C."""
+def _told(error: DiffError) -> int:
+    """Print a fault in a line or two; the exit code."""
+    console.fail(f"{error.where}: {error.message}" if error.where else error.message, hint=error.hint)
+    return error.exit_code
+
+
+if __name__ == "__main__":
     try:
-        yield
+        main()
     except KeyboardInterrupt:
         console.say("stopped; the same command goes on from here")
         sys.exit(130)
     except DiffError as error:
-        console.fail(f"{error.where}: {error.message}" if error.where else error.message, hint=error.hint)
-        sys.exit(error.exit_code)
-
-
-if __name__ == "__main__":
-    with reported():
-        main()
+        sys.exit(_told(error))
