@@ -198,6 +198,8 @@ TRAIN_IDS = LabelEncoding(
 )
 LABEL_IDS = LabelEncoding(ids={i: _LABEL_IDS.index(i) if i in _LABEL_IDS else IGNORE_ID for i in range(35)})
 """Cityscapes' 34 label ids; 34 is GTA5's licence plate, -1 in Cityscapes."""
+GTA5_IDS = LabelEncoding(ids=LABEL_IDS.ids, colors=(*TRAIN_IDS.colors, ((20, 20, 20), IGNORE_ID)))
+"""GTA5's palette files hold label ids; copies that lost their palette hold its colours, those of Cityscapes."""
 INSTANCE_IDS = LabelEncoding(ids=LABEL_IDS.ids, divide=1000, plain_below=1000)
 KITTI_INSTANCES = LabelEncoding(ids=LABEL_IDS.ids, divide=256)
 
@@ -376,7 +378,7 @@ _SPECS: tuple[DomainSpec, ...] = (
         layouts=(
             Layout(
                 "images",
-                (LabelFiles("labels", LABEL_IDS), LabelFiles("labels", TRAIN_IDS, "_labelTrainIds")),
+                (LabelFiles("labels", GTA5_IDS), LabelFiles("labels", TRAIN_IDS, "_labelTrainIds")),
             ),
         ),
     ),

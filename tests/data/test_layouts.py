@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffcli.config import DomainConfig
 from diffcli.data.dataset import open_domain
@@ -138,6 +139,22 @@ def test_archives_unpacked_side_by_side(tmp_path: Path, save_pair: SavePair) -> 
     )
     domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="eval")
     assert domain.load(0)[1].tolist() == ROAD_CAR
+
+
+def test_gta5_labels_in_palette_in_colours_and_as_grey_rgb(
+    tmp_path: Path, save_image: Callable[..., Path]
+) -> None:
+    colors = np.array([[[128, 64, 128], [0, 0, 142], [20, 20, 20]]], np.uint8)
+    palette = Image.fromarray(np.array([[7, 26, 4]], np.uint8))
+    palette.putpalette([value % 251 for value in range(768)])
+    (tmp_path / "labels").mkdir()
+    palette.save(tmp_path / "labels/a.png")
+    save_image(tmp_path / "labels/b.png", colors)
+    save_image(tmp_path / "labels/c.png", np.repeat(np.array([[[7], [26], [4]]], np.uint8), 3, axis=2))
+    for name in "abc":
+        save_image(tmp_path / f"images/{name}.png", np.zeros((1, 3, 3), np.uint8))
+    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train")
+    assert [domain.load(i)[1].tolist() for i in range(3)] == [[[0, 13, 255]]] * 3
 
 
 def test_the_archives_of_gta5_in_a_folder_each(tmp_path: Path, save_pair: SavePair) -> None:
