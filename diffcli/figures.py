@@ -65,13 +65,12 @@ def compared_picture(rows: Sequence[Compared], *, model: ModelConfig) -> Image.I
 def score_picture(image: Pixels, score: NDArray[np.float32], *, name: str) -> Image.Image:
     """The score (H,W) of class `name`, 0..1, as colours over the dimmed image (H,W,3), with a bar of them below.
 
-    The map has the image's size; the bar adds a strip below it. Equal scores always have equal colours.
+    The map has the image's size; the bar adds a strip below it. A score has the same colour in every picture.
     """
-    grey = DIMMED * np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
-    pixels = (1 - MAP_OPACITY) * grey + MAP_OPACITY * score_colors(score)
     height, width = score.shape
     canvas = Image.new("RGB", (width, height + TEXT_HEIGHT), PAPER)
-    canvas.paste(Image.fromarray(np.asarray(pixels + 0.5, dtype=np.uint8)), (0, 0))
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    canvas.paste(_tinted(np.asarray(grey, dtype=np.uint8), score), (0, 0))
     _draw_bar(canvas, top=height, name=name)
     return canvas
 
@@ -82,6 +81,12 @@ def score_colors(score: NDArray[np.float32]) -> Pixels:
     return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_TURBO)[..., ::-1], dtype=np.uint8)
 
 
+def _tinted(grey: Pixels, score: NDArray[np.float32]) -> Image.Image:
+    """The scores' colours over a dimmed grey image; 8-bit arithmetic, since photographs are large."""
+    pixels = cv2.addWeighted(grey, (1 - MAP_OPACITY) * DIMMED, score_colors(score), MAP_OPACITY, 0)
+    return Image.fromarray(np.asarray(pixels, dtype=np.uint8))
+
+
 def _draw_bar(canvas: Image.Image, *, top: int, name: str) -> None:
     """`name 0 [colours] 1` as wide as the picture; a name that leaves no room for the colours is left out."""
     draw, font = ImageDraw.Draw(canvas), text_font()
@@ -90,10 +95,9 @@ def _draw_bar(canvas: Image.Image, *, top: int, name: str) -> None:
     right = canvas.width - round(font.getlength("1")) - 2 * GAP
     draw.text((GAP, top + 3), head, fill=INK, font=font)
     if right > left:
-        shades = score_colors(np.linspace(0, 1, BAR_STEPS, dtype=np.float32)[None])
-        grey = np.full_like(shades, round(DIMMED * 128))
-        mixed = np.asarray((1 - MAP_OPACITY) * grey + MAP_OPACITY * shades + 0.5, dtype=np.uint8)
-        canvas.paste(Image.fromarray(mixed).resize((right - left, TEXT_HEIGHT - 10)), (left, top + 5))
+        scores = np.linspace(0, 1, BAR_STEPS, dtype=np.float32)[None]
+        shades = _tinted(np.full((1, BAR_STEPS, 3), 128, np.uint8), scores)
+        canvas.paste(shades.resize((right - left, TEXT_HEIGHT - 10)), (left, top + 5))
         draw.text((right + GAP, top + 3), "1", fill=INK, font=font)
 
 
