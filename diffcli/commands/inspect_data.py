@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domai
 from diffcli.data.labels import OutsideMapping
 from diffcli.data.survey import Survey, survey
 from diffcli.domains import DOMAINS
-from diffcli.errors import ConfigError, DataError
+from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.files import write_atomically
 
 PANELS = 12
 """Samples on the contact sheet."""
-_BAR, _NAMES, _VALUES = 32, 3, 12
+_TERMINAL, _BAR, _NAMES, _FAULTS = 80, 32, 3, 12
 
 
 def run(
@@ -52,7 +53,8 @@ def run(
     for name, one in opened:
         found = _survey(name, one)
         picture = _picture_path(output, name, taken=[record["picture"] for record in records])
-        _draw(picture, name, one, found, model)
+        panels = _panels(one, found)
+        _draw(picture, f"{name}: {len(one)} samples", found, panels, model)
         records.append(_record(name, one, found, picture))
         faulty += sum(bool(look.faults) for look in found.looks)
         if not json:
@@ -117,13 +119,21 @@ def _picture_path(output: Path, name: str, *, taken: Sequence[Path]) -> Path:
     return next(path for path in numbered if path not in taken)
 
 
-def _draw(path: Path, name: str, domain: Domain, found: Survey, model: ModelConfig) -> None:
-    good = [i for i, look in enumerate(found.looks) if not look.faults]
-    shown = [good[i * len(good) // PANELS] for i in range(PANELS)] if len(good) > PANELS else good
-    panels = [Panel(domain.samples[i].id, *domain.load(i)) for i in shown]
-    picture = inspection_picture(
-        f"{name}: {len(domain)} samples", found.statistics.shares, panels, model=model
-    )
+def _panels(domain: Domain, found: Survey) -> list[Panel]:
+    """Samples spread evenly over the sound ones. One that turns out not to decode becomes a fault in `found`."""
+    sound = [i for i, look in enumerate(found.looks) if not look.faults]
+    shown = [sound[i * len(sound) // PANELS] for i in range(PANELS)] if len(sound) > PANELS else sound
+    panels = []
+    for i in shown:
+        try:
+            panels.append(Panel(domain.samples[i].id, *domain.load(i)))
+        except DiffError as error:
+            found.looks[i] = replace(found.looks[i], faults=(error,))
+    return panels
+
+
+def _draw(path: Path, title: str, found: Survey, panels: Sequence[Panel], model: ModelConfig) -> None:
+    picture = inspection_picture(title, found.statistics.shares, panels, model=model)
     with write_atomically(path) as temporary:
         picture.save(temporary)
 
@@ -165,10 +175,10 @@ def _show(name: str, domain: Domain, found: Survey) -> None:
         rows = [[str(value), len(files), _first(files)] for value, files in outside.items()]
         console.table("\nlabel values outside the mapping", ["value", "files", "first of them"], rows)
     others = [fault for fault in found.faults if not isinstance(fault, OutsideMapping)]
-    for fault in others[:_VALUES]:
+    for fault in others[:_FAULTS]:
         console.warn(f"{fault.where}: {fault.message}")
-    if len(others) > _VALUES:
-        console.warn(f"and {len(others) - _VALUES} files more (--json lists them)")
+    if len(others) > _FAULTS:
+        console.warn(f"and {len(others) - _FAULTS} files more (--json lists them)")
 
 
 def _facts(domain: Domain, found: Survey) -> Iterator[list[str]]:
@@ -196,9 +206,11 @@ def _facts(domain: Domain, found: Survey) -> Iterator[list[str]]:
 def _class_rows(found: Survey) -> Iterator[list[object]]:
     statistics = found.statistics
     shares, holding = statistics.shares, (statistics.pixels > 0).sum(axis=0)
+    room = _TERMINAL - max(map(len, statistics.classes)) - len("  % of pixels  samples  ")
+    width = min(max(room, 8), _BAR)
     for train_id, name in enumerate(statistics.classes):
         share = float(shares[train_id])
-        bar = console.share_bar(share / float(shares.max()), _BAR)
+        bar = console.share_bar(share / float(shares.max()), width)
         yield [name, 100 * share, int(holding[train_id]), bar]
 
 

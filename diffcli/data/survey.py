@@ -1,7 +1,6 @@
 """Reading every label of a domain and the header of every image, to say all that is wrong before training starts."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Look:
 class Survey:
     """What a whole domain turned out to be; `statistics` counts the labels without faults."""
 
-    looks: Sequence[Look]
+    looks: list[Look]
     statistics: ClassStatistics
 
     @property

@@ -14,7 +14,7 @@ from diffcli.config import DomainConfig, Size
 from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics, kept_statistics
 from diffcli.data.survey import image_size, survey
-from diffcli.errors import DiffError
+from diffcli.errors import DataError, DiffError
 
 Folder = Path
 
@@ -110,6 +110,18 @@ def test_faults_in_words(cli: Any, faulty: Folder) -> None:
     ]
     assert "images/dark.png: the file is damaged" in result.stderr
     assert "the image is 4x4, but its label 9x4" in result.stderr
+
+
+def test_an_image_that_only_fails_when_decoded(sound: Folder, tmp_path: Path) -> None:
+    """Header and end are whole; what lies between is not."""
+    path = sound / "images/b.png"
+    data = path.read_bytes()
+    start = data.index(b"IDAT") + 4
+    path.write_bytes(data[:start] + bytes(len(data) - start - 16) + data[-16:])
+    with pytest.raises(DataError, match="1 of 3 samples"):
+        inspect_data.run(
+            domain="folder", root=sound, split=None, config=None, output=tmp_path / "drawn", json=True
+        )
 
 
 def test_every_split_is_looked_at_unless_one_is_named(cli: Any, tmp_path: Path) -> None:
