@@ -130,9 +130,9 @@ def _evaluate(job: Cell) -> None:
     """The weights of another row's training under this row's evaluation."""
     from diffcli.commands import evaluate
 
-    how = job.config.eval
+    how, train = job.config.eval, job.config.train
     changes = [f"eval.{key}={json.dumps(value)}" for key, value in how.model_dump(mode="json").items()]
-    changes.append(f"train.device={job.config.train.device}")
+    changes += [f"train.device={train.device}", f"train.precision={train.precision}"]
     with contextlib.redirect_stdout(StringIO()):
         evaluate.run([job.trained], overrides=changes, output=job.folder, json=True)
     write_text(job.folder / CONFIG, dump_config(job.config))
