@@ -245,6 +245,8 @@ class DomainConfig(Settings):
     """train, val or test; null takes train for training and val for evaluation."""
     resize: PixelSize | None = None
     """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the files' own."""
+    eval_size: PixelSize | None = None
+    """The network sees this domain's images at this size where it is evaluated; null takes eval.size."""
     limit: PositiveInt | None = None
     """Take at most this many samples, evenly spread; null takes all."""
     images: str | None = None

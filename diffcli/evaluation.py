@@ -68,6 +68,8 @@ class DomainScores:
     """Of the model, not of loading."""
     evaluations_per_image: float
     """U-Net evaluations."""
+    size: Size | None = None
+    """At which the network saw the images; None: each at its own."""
 
 
 # --------------------------------------------------------------------------------------------- evaluating
@@ -99,6 +101,7 @@ def evaluate_domain(
             where=domain.name,
             hint="masks of unlabelled images: diff predict IMAGES -o MASKS",
         )
+    config = settings_of(domain, config)
     tally, seconds = _Tally(len(model.config.classes), len(domain)), 0.0
     evaluations = model.extractor.backbone.evaluations
     for batch in _equal_batches(domain, config, workers=workers):
@@ -124,7 +127,13 @@ def evaluate_domain(
         shown=_shown(domain, *tally.shown, iou=float(tally.image_iou[tally.shown[0]])),
         seconds_per_image=seconds / count,
         evaluations_per_image=(model.extractor.backbone.evaluations - evaluations) / count,
+        size=config.size,
     )
+
+
+def settings_of(domain: Domain, config: EvalConfig) -> EvalConfig:
+    """The settings with the domain's own size, where it has one."""
+    return config if domain.eval_size is None else config.model_copy(update={"size": domain.eval_size})
 
 
 class _Tally:
@@ -159,6 +168,7 @@ def _compare(mask: Tensor, label: Pixels, *, classes: int) -> tuple[Tensor, floa
 
 def evaluate_sample(model: SegmentationModel, domain: Domain, index: int, config: EvalConfig) -> Shown:
     """One sample again, for a picture: the noise is the image's own, so that the mask is the same as before."""
+    config = settings_of(domain, config)
     sample = _load(domain, index, config.size)
     [mask] = _predict(model, [sample], config)
     _, iou = _compare(mask, sample.label, classes=len(model.config.classes))
@@ -275,6 +285,7 @@ def _domain_report(one: DomainScores, model: ModelConfig) -> dict[str, Any]:
         "name": one.name,
         "samples": one.samples,
         "skipped": one.skipped,
+        "size": None if one.size is None else str(one.size),
         "problems": [str(problem) for problem in one.problems],
         "mean_iou": _share(scores.mean_iou),
         "mean_iou_all": _share(scores.mean_iou_all),

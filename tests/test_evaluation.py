@@ -124,6 +124,31 @@ def test_images_of_their_own_sizes(model: SegmentationModel, make_domain: MakeDo
     assert scores.samples == 4
 
 
+def test_a_domain_may_have_its_own_size(
+    model: SegmentationModel, make_domain: MakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    logits = SegmentationModel.logits
+
+    def spied(self: SegmentationModel, images: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(tuple(images.shape[-2:]))
+        return logits(self, images, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentationModel, "logits", spied)
+    root = make_domain((96, 48), (48, 96)).samples[0].image
+    assert root is not None
+    entry = DomainConfig.model_validate(
+        {"domain": "folder", "root": root.parent.parent, "eval_size": "64x32"}
+    )
+    domain = open_domain(entry, purpose="eval")
+    scores = evaluate_domain(model, domain, SETTINGS)
+    evaluate_sample(model, domain, 0, SETTINGS)
+    assert seen == [(32, 64)] * 3
+    assert int(scores.counts.sum()) == sum(int((domain.load(i)[1] != 255).sum()) for i in range(2))
+    told = report([scores], model=ModelConfig(), settings=SETTINGS)
+    assert told["domains"][0]["size"] == "64x32"
+
+
 def test_a_bad_label_is_left_out_and_told(model: SegmentationModel, make_domain: MakeDomain) -> None:
     domain = make_domain((64, 64), (64, 64), (64, 64), values={1: 77})
     scores = evaluate_domain(model, domain, SETTINGS)

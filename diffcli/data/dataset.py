@@ -183,6 +183,7 @@ def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Seq
             images=tuple(path for part in parts for path in part.missing.images),
         ),
         resize=config.resize,
+        eval_size=config.eval_size,
     )
 
 
@@ -196,7 +197,13 @@ def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes:
         Sample(id=f"{split}/{scene.seed}_{scene.index}", image=None, label=None, scene=scene)
         for scene in scenes
     ]
-    return Domain(config.name or spec.name, samples, classes=classes, resize=config.resize)
+    return Domain(
+        config.name or spec.name,
+        samples,
+        classes=classes,
+        resize=config.resize,
+        eval_size=config.eval_size,
+    )
 
 
 def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
@@ -227,6 +234,7 @@ def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: S
         readers=_readers(spec, place, root, classes),
         missing=missing,
         resize=config.resize,
+        eval_size=config.eval_size,
         aspect_tolerance=0.1 if spec.labels_may_differ else 0.01,
     )
 

@@ -49,6 +49,7 @@ class Domain:
         samples: in a fixed order.
         missing: images without label and labels without image, found while listing.
         classes: names of the train ids that labels come in.
+        eval_size: the network sees its images at this size; None leaves it to eval.size.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Domain:
         readers: Sequence[LabelReader] = (),
         missing: Missing = Missing(),  # noqa: B008 (frozen)
         resize: Size | None = None,
+        eval_size: Size | None = None,
         aspect_tolerance: float = 0.01,
     ) -> None:
         self.name = name
@@ -68,6 +70,7 @@ class Domain:
         self.readers = tuple(readers)
         self.missing = missing
         self.resize = resize
+        self.eval_size = eval_size
         self._aspect_tolerance = aspect_tolerance
         self._rendered_ids = LabelReader(TRAIN_IDS, train_ids_by_name(classes))
 
