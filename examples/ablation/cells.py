@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from diffcli.config import RunConfig
-from diffcli.config_file import dump_config, load_config
+from diffcli.config_file import load_config
 from diffcli.errors import ConfigError
 from diffcli.runs import CONFIG, METRICS, REPORT, RESUME
 
@@ -97,7 +97,7 @@ def finished(job: Cell) -> bool:
         ConfigError: it was run, or begun, with other settings.
     """
     done, begun = ((job.folder / name).is_file() for name in (REPORT, RESUME))
-    if (done or begun) and (job.folder / CONFIG).read_text(encoding="utf-8") != dump_config(job.config):
+    if (done or begun) and load_config(job.folder / CONFIG) != job.config:
         raise ConfigError(
             "this cell was run with other settings",
             where=str(job.folder),
