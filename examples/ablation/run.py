@@ -133,9 +133,9 @@ def _evaluate(job: Cell) -> None:
     how, train = job.config.eval, job.config.train
     changes = [f"eval.{key}={json.dumps(value)}" for key, value in how.model_dump(mode="json").items()]
     changes += [f"train.device={train.device}", f"train.precision={train.precision}"]
+    write_text(job.folder / CONFIG, dump_config(job.config))
     with contextlib.redirect_stdout(StringIO()):
         evaluate.run([job.trained], overrides=changes, output=job.folder, json=True)
-    write_text(job.folder / CONFIG, dump_config(job.config))
 
 
 def _train_scratch(job: Cell) -> None:
