@@ -253,6 +253,37 @@ def predict(
 
 
 @app.command()
+def submit(
+    domain: Annotated[str, typer.Option(help="cityscapes, acdc or dark_zurich.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
+    run: Run = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds the domain.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to segment.")] = "test",
+    device: Device = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
+    """Segment a test set and zip it for its evaluation server."""
+    from diffcli.runs import RUNS, find_run
+
+    folder = find_run(run, runs=RUNS)
+    from diffcli.commands import submit as command
+
+    command.run(
+        domain=domain,
+        run=folder,
+        output=output,
+        root=root,
+        split=split,
+        device=device,
+        overrides=overrides or (),
+        json=json,
+    )
+
+
+@app.command()
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name under runs/.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],

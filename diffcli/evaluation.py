@@ -131,6 +131,26 @@ def evaluate_domain(
     )
 
 
+def segment_domain(
+    model: SegmentationModel, domain: Domain, config: EvalConfig, *, workers: int = 0
+) -> Iterator[tuple[int, Pixels]]:
+    """(index, mask of train ids at the image's own size) of every sample in order, labelled or not.
+
+    Raises:
+        DataError: the first sample that cannot be read.
+        DiffError: the network's output is not finite.
+    """
+    config = settings_of(domain, config)
+    for batch in _equal_batches(domain, config, workers=workers):
+        good: list[_Loaded] = []
+        for sample in batch:
+            if isinstance(sample, DataError):
+                raise sample
+            good.append(sample)
+        for sample, mask in zip(good, _predict(model, good, config), strict=True):
+            yield sample.index, mask.cpu().numpy()
+
+
 def settings_of(domain: Domain, config: EvalConfig) -> EvalConfig:
     """The settings with the domain's own size, where it has one."""
     return config if domain.eval_size is None else config.model_copy(update={"size": domain.eval_size})

@@ -24,6 +24,9 @@ OPTIONS = {
         *("IMAGES", "--output -o", "--run", "--overlay", "--heatmap"),
         *("--json", "--reference", "--device", "--set"),
     ],
+    "submit": [
+        *("--domain", "--output -o", "--run", "--root", "--split", "--device", "--set", "--json"),
+    ],
     "export": ["RUN", "--output -o", "--with-backbone", "--json"],
     "import": ["CKPT", "--output -o", "--config"],
     "init": ["FILE", "--force"],
