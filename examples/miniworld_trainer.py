@@ -41,10 +41,10 @@ class Trainer:
         torch.save(whole, self.path.with_suffix(".tmp"))
         self.path.with_suffix(".tmp").replace(self.path)
 
-    def steps_left(self, name: str) -> Iterator[int]:
-        """Yield the steps that remain, with a progress bar, the learning rate set for each."""
-        left = range(self.step, self.steps)
-        for step in tqdm(left, desc=name, initial=self.step, total=self.steps, mininterval=20):
+    def steps_left(self, name: str, stop: int) -> Iterator[int]:
+        """Yield the steps that remain until `stop`, with a progress bar, the learning rate set for each."""
+        left = range(self.step, min(stop, self.steps))
+        for step in tqdm(left, desc=name, initial=self.step, total=min(stop, self.steps), mininterval=20):
             cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / self.steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min(1.0, (step + 1) / 100) * cosine

@@ -114,7 +114,7 @@ def vae_loss(
     return 0.3 * error.square().mean() + min(1.0, 8 * progress) * fine + 1e-7 * posterior.kl().mean()
 
 
-def train_vae(work: Path, *, steps: int, batch: int, crop: int, rate: float, seed: int) -> None:
+def train_vae(work: Path, *, steps: int, stop: int, batch: int, crop: int, rate: float, seed: int) -> None:
     """Train encoder and decoder together on random crops; the best by PSNR on held-out scenes goes to vae_best.pt."""
     images, (held_out, *_) = load_split(work, "train")[0], load_split(work, "held_out")
     axes = colour_axes(images)
@@ -122,7 +122,7 @@ def train_vae(work: Path, *, steps: int, batch: int, crop: int, rate: float, see
     model = nn.ModuleDict({"vae": build_vae()})
     trainer = Trainer(work / "vae.pt", model, steps=steps, rate=rate, best=work / "vae_best.pt")
     reference = to_tensor(held_out[:64])
-    for step in trainer.steps_left("vae"):
+    for step in trainer.steps_left("vae", stop):
         rng = np.random.default_rng([seed, 1, step])
         tops = rng.integers(0, images.shape[1] - crop, batch)
         lefts = rng.integers(0, images.shape[2] - crop, batch)
@@ -261,7 +261,7 @@ def train_unet(work: Path, *, steps: int, batch: int, rate: float, seed: int) ->
     ]
     model, best = build_generator(tokenizer, seed), work / "unet_best.pt"
     trainer = Trainer(work / "unet.pt", model, steps=steps, rate=rate, best=best, decay=0.999)
-    for step in trainer.steps_left("unet"):
+    for step in trainer.steps_left("unet", steps):
         whole = step % 8 == 0
         shape = {"batch": batch // 4 if whole else batch, "crop": (32, 64) if whole else (24, 24)}
         sample = draw_batch(latents, labels, styles, **shape, key=[seed, 3, step])  # type: ignore[arg-type]
@@ -315,7 +315,10 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=8000, help="scenes to train on")
-    parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--vae-steps", type=int, default=1500, help="length of the learning rate's decay")
+    parser.add_argument(
+        "--vae-stop", type=int, default=750, help="step to stop at: the shipped one had no more time"
+    )
     parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; more than free cores slows everything"
@@ -329,7 +332,15 @@ def main() -> None:
         render_split(options.work, "held_out", count=128, seed=HELD_OUT_SEED + options.seed)
         render_split(options.work, "train", count=options.scenes, seed=options.seed + 1)
     if "vae" in options.stages:
-        train_vae(options.work, steps=options.vae_steps, batch=12, crop=64, rate=1e-3, seed=options.seed)
+        train_vae(
+            options.work,
+            steps=options.vae_steps,
+            stop=options.vae_stop,
+            batch=12,
+            crop=64,
+            rate=1e-3,
+            seed=options.seed,
+        )
     if "unet" in options.stages:
         train_unet(options.work, steps=options.unet_steps, batch=8, rate=6e-4, seed=options.seed)
     if "export" in options.stages:
