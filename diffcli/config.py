@@ -238,7 +238,7 @@ class DomainConfig(Settings):
     domain: str
     """A known domain (see `diff domains`), a part of one (acdc/night, miniworld/fog), or folder."""
     name: str | None = None
-    """Name in tables and reports; null takes the domain's."""
+    """Name in tables and reports; null takes the domain's. Names that share what is before a slash (rain/day, rain/night) are also averaged as a group."""
     root: Path | None = None
     """Folder that holds it; null takes DIFFCLI_DATA/<domain>."""
     split: str | None = None

@@ -4,7 +4,8 @@ import math
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -277,16 +278,43 @@ def report(scores: Sequence[DomainScores], *, model: ModelConfig, settings: Eval
     classes of the model (one that never occurs counts 0), mean_iou_present those that occur in the labels.
     """
     domains = [_domain_report(one, model) for one in scores]
-    means = {key: _mean([domain[key] for domain in domains]) for key in MEANS}
+    *groups, overall = group_means(domains)
     return {
         "classes": list(model.classes),
         "eval": as_plain(settings),
         "domains": domains,
-        "mean_over_domains": means,
+        "groups": groups,
+        "mean_over_domains": overall,
     }
 
 
 MEANS = ("mean_iou", "mean_iou_all", "mean_iou_present", "pixel_accuracy")
+
+
+def group_means(domains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over the domains of each family (acdc/fog, acdc/night), then over all domains.
+
+    A domain named like a family (acdc) holds the family's images again: it counts in no mean.
+
+    Args:
+        domains: each with its `name` and MEANS.
+    """
+    names = [one["name"] for one in domains]
+    families = Counter(name.partition("/")[0] for name in names if "/" in name)
+    groups = {
+        f"{family}/*": [name for name in names if name.startswith(f"{family}/")]
+        for family, count in families.items()
+        if count > 1
+    }
+    groups["all domains"] = [name for name in names if f"{name}/*" not in groups]
+    return [
+        {
+            "name": title,
+            "domains": members,
+            **{key: _mean([one[key] for one in domains if one["name"] in members]) for key in MEANS},
+        }
+        for title, members in groups.items()
+    ]
 
 
 def _domain_report(one: DomainScores, model: ModelConfig) -> dict[str, Any]:
@@ -366,9 +394,25 @@ def summary_table(scores: Sequence[DomainScores], *, model: ModelConfig) -> Tabl
     return Table(f"IoU in percent{f' on {prefix}' if prefix else ''}", ["class", *names], rows, footer)
 
 
+def means_table(scores: Sequence[DomainScores], *, model: ModelConfig) -> Table:
+    """The means over each group of domains and over all of them, in percent."""
+    groups = group_means([_domain_report(one, model) for one in scores])
+    everything = groups[-1]["domains"]
+    groups = [one for one in groups[:-1] if one["domains"] != everything] + groups[-1:]
+    heads = [f"mean, all {len(model.classes)}", "mean, present", "pixel accuracy"]
+    rows: list[list[object]] = [
+        [one["name"], *(one[key] and 100 * one[key] for key in MEANS[1:]), len(one["domains"])]
+        for one in groups
+    ]
+    return Table("Mean over domains, in percent", ["mean over", *heads, "domains"], rows, [])
+
+
 def print_table(scores: Sequence[DomainScores], *, model: ModelConfig) -> None:
-    """Print the table of classes and domains on stdout."""
+    """Print the table of classes and domains on stdout; for several domains also their means."""
     print_blocks(summary_table(scores, model=model))
+    if len(scores) > 1:
+        console.print_text("")
+        print_blocks(means_table(scores, model=model))
 
 
 def print_blocks(table: Table) -> None:

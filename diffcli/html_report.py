@@ -108,9 +108,12 @@ def _domains(about: Mapping[str, Any]) -> Iterator[str]:
         for one in about["domains"]
     ]
     heads = ["domain", *columns.values(), "classes present", "images", "s/image", "U-Net evaluations/image"]
-    means = [_bar(about["mean_over_domains"][key]) for key in columns]
+    footers = [
+        [f"mean over {escape(one['name'])}", *(_bar(one[key]) for key in columns), "<td></td>" * 4]
+        for one in [*about["groups"], about["mean_over_domains"]]
+    ]
     yield "<h2>Domains</h2><p>In percent.</p>"
-    yield _table(heads, rows, footer=["mean over domains", *means, "<td></td>" * 4])
+    yield _table(heads, rows, footers=footers)
 
 
 def _classes(about: Mapping[str, Any], model: ModelConfig) -> Iterator[str]:
@@ -176,12 +179,15 @@ def _settings(about: Mapping[str, Any]) -> Iterator[str]:
     yield _table(["eval", "value"], [*rows, ["diffcli", f"<td>{escape(about['diffcli'])}</td>"]])
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, footer: Sequence[str] = ()) -> str:
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, footers: Sequence[Sequence[str]] = ()
+) -> str:
     """A table whose rows are an escaped first cell and further cells in HTML."""
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr><td>{row[0]}</td>{''.join(row[1:])}</tr>" for row in rows)
-    foot = f"<tfoot><tr><td>{footer[0]}</td>{''.join(footer[1:])}</tr></tfoot>" if footer else ""
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>{foot}</table>"
+    body, foot = (
+        "".join(f"<tr><td>{row[0]}</td>{''.join(row[1:])}</tr>" for row in part) for part in (rows, footers)
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody><tfoot>{foot}</tfoot></table>"
     return f'<div class="scroll">{table}</div>'
 
 

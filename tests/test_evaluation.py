@@ -23,6 +23,7 @@ from diffcli.evaluation import (
     evaluate_domain,
     evaluate_sample,
     markdown,
+    means_table,
     print_table,
     report,
     summary_table,
@@ -258,6 +259,21 @@ def test_the_report_states_each_mean_and_is_plain_json() -> None:
     assert means["mean_iou_all"] == pytest.approx(
         (first["mean_iou_all"] + second["mean_iou_all"]) / 2, abs=1e-5
     )
+
+
+def test_groups_of_domains_are_averaged() -> None:
+    names = ["acdc/fog", "acdc/night", "acdc", "bdd100k", "camvid/only"]
+    scores = [made_up(name, seed=i) for i, name in enumerate(names)]
+    told = report(scores, model=ModelConfig(), settings=EvalConfig())
+    [acdc] = told["groups"]
+    assert (acdc["name"], acdc["domains"]) == ("acdc/*", ["acdc/fog", "acdc/night"])
+    values = [one["mean_iou"] for one in told["domains"]]
+    assert acdc["mean_iou"] == pytest.approx(sum(values[:2]) / 2, abs=1e-5)
+    overall = told["mean_over_domains"]
+    assert overall["domains"] == ["acdc/fog", "acdc/night", "bdd100k", "camvid/only"]
+    assert overall["mean_iou"] == pytest.approx((sum(values) - values[2]) / 4, abs=1e-5)
+    assert [row[0] for row in means_table(scores, model=ModelConfig()).rows] == ["acdc/*", "all domains"]
+    assert [row[0] for row in means_table(scores[:3], model=ModelConfig()).rows] == ["all domains"]
 
 
 def test_six_domains_are_readable_at_80_columns(

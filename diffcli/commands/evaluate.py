@@ -22,7 +22,9 @@ from diffcli.evaluation import (
     Table,
     evaluate_domain,
     evaluate_sample,
+    group_means,
     markdown,
+    means_table,
     print_blocks,
     print_table,
     report,
@@ -30,6 +32,7 @@ from diffcli.evaluation import (
     write_picture,
 )
 from diffcli.files import write_text
+from diffcli.groups import score_all
 from diffcli.html_report import html_report
 from diffcli.inference import OpenRun, open_run, wanted_domains
 
@@ -103,11 +106,19 @@ def comparison(results: Sequence[Result]) -> Table:
     names = list(dict.fromkeys(name for own in means for name in own))
     rows: list[list[object]] = [[name, *(own.get(name) for own in means)] for name in names]
     everywhere = [name for name in names if all(name in own for own in means)]
-    average = [
-        sum(own[name] for name in everywhere) / len(everywhere) if everywhere else None for own in means
+    averages = [_comparable_means(result, everywhere) for result in results]
+    footer: list[list[object]] = [
+        [f"mean over {title}", *(own[title] for own in averages)] for title in averages[0]
     ]
     title = "mean IoU in percent (classes present)"
-    return Table(title, ["domain", *(r.run.name for r in results)], rows, [["mean over domains", *average]])
+    return Table(title, ["domain", *(r.run.name for r in results)], rows, footer)
+
+
+def _comparable_means(result: Result, names: Sequence[str]) -> dict[str, float | None]:
+    """Means over groups of the domains that every run was scored on."""
+    groups = group_means([one for one in result.report["domains"] if one["name"] in names])
+    values = {one["name"]: one["mean_iou_present"] for one in groups}
+    return {title: None if value is None else 100 * value for title, value in values.items()}
 
 
 def write_reports(result: Result) -> None:
@@ -129,16 +140,21 @@ def _evaluate(
     domains = _open_domains(result, entries)
     _make_folder(folder)
     model, settings = trained.load_model(device=device), trained.config.eval
-    for domain in domains:
+    workers = trained.config.data.workers
+
+    def score(domain: Domain) -> DomainScores | None:
         try:
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
-                workers = trained.config.data.workers
-                scores = evaluate_domain(model, domain, settings, workers=workers, progress=bar.update)
-            result.examples.append(_examples(model, domain, scores, settings))
-            result.scores.append(scores)
+                return evaluate_domain(model, domain, settings, workers=workers, progress=bar.update)
         except DiffError as error:
             result.errors.append(error)
             console.warn(str(error))
+            return None
+
+    for domain, scores in zip(domains, score_all(domains, score), strict=True):
+        if scores is not None:
+            result.scores.append(scores)
+            result.examples.append(_examples(model, domain, scores, settings))
     told = report(result.scores, model=model.config, settings=settings)
     result.report = {**_about(trained, model), **told}
     return result
@@ -252,7 +268,9 @@ def _markdown(result: Result) -> str:
         for key in ("run", "checkpoint", "iteration", "backbone", "precision", "diffcli", "time")
     }
     settings = [f"- {key}: {value}" for key, value in {**facts, **about["eval"]}.items()]
-    return "\n".join([markdown(summary_table(result.scores, model=result.run.config.model)), *settings, ""])
+    model = result.run.config.model
+    tables = [summary_table(result.scores, model=model), means_table(result.scores, model=model)]
+    return "\n".join([*map(markdown, tables if len(result.scores) > 1 else tables[:1]), *settings, ""])
 
 
 def _raise_problems(results: Sequence[Result]) -> None:

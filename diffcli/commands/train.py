@@ -32,6 +32,7 @@ from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.errors import CheckpointError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
+from diffcli.groups import score_all
 from diffcli.interrupts import Stop, graceful_stop
 from diffcli.runs import (
     BEST,
@@ -313,10 +314,9 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
     A domain or sample that cannot be read costs no training: it is left out, and told in the second value.
     """
     model, config = trainer.model, trainer.config
-    scores: list[DomainScores] = []
     problems: list[str] = []
-    model.decoder.eval()
-    for domain in trainer.targets:
+
+    def score(domain: Domain) -> DomainScores | None:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluation.evaluate_domain(
@@ -324,10 +324,13 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
                 )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")
-                continue
-        scores.append(found)
+                return None
         if found.skipped:
             problems.append(f"{domain.name}: {found.skipped} samples left out, first {found.problems[0]}")
+        return found
+
+    model.decoder.eval()
+    scores = [found for found in score_all(trainer.targets, score) if found is not None]
     model.decoder.train()
     for problem in problems:
         console.warn(problem)

@@ -150,6 +150,36 @@ def test_several_runs_in_one_table(
         evaluate.run([tiny_run, tiny_run], output=tmp_path / "out")
 
 
+def test_a_joined_domain_is_the_sum_of_its_parts(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: SegmentationModel
+) -> None:
+    """`miniworld` and its five looks: the same scores as alone, and no image is segmented twice."""
+    looks = ["night", "fog", "rain", "snow", "photo"]
+    entries = ", ".join(
+        f"{{domain: {name}, count: 1}}" for name in ["miniworld", *(f"miniworld/{x}" for x in looks)]
+    )
+    evaluate.run([tiny_run], overrides=[f"data.eval=[{entries}]"], output=tmp_path / "all", json=True)
+    captured = capsys.readouterr()
+    assert "evaluate miniworld/fog 1/1" in captured.err
+    assert "evaluate miniworld " not in captured.err
+    told = json.loads(captured.out)
+    joined, *parts = told["domains"]
+    alone = "data.eval=[{domain: miniworld, count: 1}]"
+    evaluate.run([tiny_run], overrides=[alone], output=tmp_path / "one", json=True)
+    [expected] = printed_json(capsys)["domains"]  # type: ignore[misc]
+    timeless = {key for key in joined if key != "seconds_per_image"}
+    assert {key: joined[key] for key in timeless} == {key: expected[key] for key in timeless}
+    [group] = told["groups"]
+    assert (group["name"], len(group["domains"])) == ("miniworld/*", 5)
+    mean = sum(part["mean_iou_all"] for part in parts) / 5
+    assert group["mean_iou_all"] == pytest.approx(mean, abs=1e-5)
+    assert (
+        told["mean_over_domains"]["mean_iou_all"] == group["mean_iou_all"]
+    )  # the whole is not counted again
+    assert "| all domains |" in (tmp_path / "all" / "report.md").read_text()
+    assert "mean over miniworld/*" in (tmp_path / "all" / "report.html").read_text()
+
+
 def test_reports_go_into_the_run_folder_by_default(tiny_run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own-run"
     shutil.copytree(tiny_run, own)
