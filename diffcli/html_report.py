@@ -102,14 +102,22 @@ def _domains(about: Mapping[str, Any]) -> Iterator[str]:
         [
             escape(one["name"]),
             *(_bar(one[key]) for key in columns),
-            f"<td>{one['classes_present']}</td><td>{one['samples']}</td>"
+            f"<td>{one['classes_present']}</td><td>{one['samples']}</td><td>{one['size'] or 'each its own'}</td>"
             f"<td>{one['seconds_per_image']:.2f}</td><td>{one['unet_evaluations_per_image']:.1f}</td>",
         ]
         for one in about["domains"]
     ]
-    heads = ["domain", *columns.values(), "classes present", "images", "s/image", "U-Net evaluations/image"]
+    heads = [
+        "domain",
+        *columns.values(),
+        "classes present",
+        "images",
+        "seen at",
+        "s/image",
+        "U-Net evaluations/image",
+    ]
     footers = [
-        [f"mean over {escape(one['name'])}", *(_bar(one[key]) for key in columns), "<td></td>" * 4]
+        [f"mean over {escape(one['name'])}", *(_bar(one[key]) for key in columns), "<td></td>" * 5]
         for one in [*about["groups"], about["mean_over_domains"]]
     ]
     yield "<h2>Domains</h2><p>In percent.</p>"

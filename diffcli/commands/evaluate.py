@@ -168,7 +168,8 @@ def _examples(
     if not order:
         return []
     chosen = dict.fromkeys(order[:WORST], "worst")
-    chosen.setdefault(order[len(order) // 2], "median")
+    if len(order) > 1:
+        chosen[order[len(order) // 2]] = "median"
     return [(what, evaluate_sample(model, domain, i, settings)) for i, what in chosen.items()]
 
 
