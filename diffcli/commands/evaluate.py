@@ -52,6 +52,8 @@ def run(
 ) -> None:
     """Evaluate every run on every domain; print the tables and write a folder of reports for each run.
 
+    Several runs are put into one table, which is also written with -o.
+
     Args:
         runs: run folders, exported folders or checkpoint files.
         domains: a name, "all" or a comma list; None takes the run's own data.eval.
@@ -62,10 +64,12 @@ def run(
         json: print the reports on stdout instead of tables.
 
     Raises:
+        ConfigError: several runs have one name, or other classes.
         DiffError: nothing could be evaluated; or, after all else is done and written, something could not.
     """
     opened = [open_run(path, overrides=overrides) for path in runs]
     _refuse_equal_names(opened)
+    _refuse_other_classes(opened)
     known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
     wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
     results = []
@@ -83,6 +87,8 @@ def run(
         )
     elif len(opened) > 1:
         print_blocks(comparison(results))
+    if output is not None and len(opened) > 1:
+        write_text(output / "comparison.md", markdown(comparison(results)))
     _raise_problems(results)
 
 
@@ -221,6 +227,17 @@ def _refuse_equal_names(opened: Sequence[OpenRun]) -> None:
         raise ConfigError(
             f"two runs are named {', '.join(twice)}", hint="one table cannot tell them apart: rename a folder"
         )
+
+
+def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
+    first, *others = opened
+    for other in others:
+        if other.config.model.classes != first.config.model.classes:
+            raise ConfigError(
+                f"it knows other classes than {first.path}",
+                where=str(other.path),
+                hint="means over different classes do not compare: evaluate these runs one by one",
+            )
 
 
 def _about(trained: OpenRun, model: SegmentationModel) -> dict[str, Any]:

@@ -13,8 +13,12 @@ from PIL import Image
 
 from diffcli import inference
 from diffcli.commands import evaluate
-from diffcli.core.model import SegmentationModel
+from diffcli.config import RunConfig
+from diffcli.core.checkpoint import save_checkpoint
+from diffcli.core.model import SegmentationModel, build_model
+from diffcli.domains import CITYSCAPES_CLASSES
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
+from diffcli.runs import LAST
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +150,23 @@ def test_several_runs_in_one_table(
     _, first, second = comparison[3].split()
     assert first == second
     assert (tmp_path / "out" / "other" / "report.json").is_file()
+    assert "| domain | tiny | other |" in (tmp_path / "out" / "comparison.md").read_text()
     with pytest.raises(ConfigError, match="two runs are named tiny"):
         evaluate.run([tiny_run, tiny_run], output=tmp_path / "out")
+
+
+def test_runs_with_other_classes_do_not_compare(
+    tiny_run: Path, tmp_path: Path, tiny_config: RunConfig
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    few = tiny_config.model.model_copy(update={"classes": CITYSCAPES_CLASSES[:17]})
+    few = few.model_copy(update={"inversion": few.inversion.model_copy(update={"class_prompts": {}})})
+    save_checkpoint(other / LAST, build_model(few), info={})
+    with pytest.raises(ConfigError, match="other classes") as caught:
+        evaluate.run([tiny_run, other], output=tmp_path / "out")
+    assert caught.value.where == str(other)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_joined_domain_is_the_sum_of_its_parts(
