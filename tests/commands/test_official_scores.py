@@ -1,7 +1,9 @@
 """Our scores are those of the official Cityscapes evaluation (package cityscapesscripts), on the same files."""
 
 import importlib
+import json
 import warnings
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.commands import evaluate, submit
 from diffcli.config import DomainConfig
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.dataset import open_domain
@@ -69,3 +72,24 @@ def test_scores_equal_the_official_ones(official: ModuleType, cityscapes: Path) 
     assert ours.mean_iou == pytest.approx(theirs["averageScoreClasses"], abs=5e-5)
     assert float(ours.iou[14]) == 0  # truck was predicted, and occurs in no label
     assert np.isnan(float(ours.iou[16]))
+
+
+def test_a_submission_of_labelled_images_scores_as_diff_eval_says(
+    official: ModuleType, cityscapes: Path, tiny_run: Path
+) -> None:
+    """Network, resizing, encoding and zip: the official scores of the files that would be handed in."""
+    zipped, told = cityscapes / "val.zip", cityscapes / "report"
+    submit.run(domain="cityscapes", run=tiny_run, output=zipped, root=cityscapes, split="val", device="cpu")
+    evaluate.run([tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+    with zipfile.ZipFile(zipped) as archive:
+        archive.extractall(cityscapes / "results")
+    labels = sorted(map(str, cityscapes.glob("gtFine/val/*/*_labelIds.png")))
+    masks = sorted(map(str, (cityscapes / "results").iterdir()))
+    assert len(masks) == IMAGES
+    theirs = official.evaluateImgLists(masks, labels, official.args)
+    [ours] = json.loads((told / "report.json").read_text())["domains"]
+    assert ours["mean_iou"] == pytest.approx(theirs["averageScoreClasses"], abs=5e-5)
+    for name, values in ours["per_class"].items():
+        assert (np.nan if values["iou"] is None else values["iou"]) == pytest.approx(
+            theirs["classScores"][name], abs=5e-5, nan_ok=True
+        )
