@@ -213,9 +213,17 @@ def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[objec
         ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
         ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
         ["objective", branches],
-        ["evaluation", ", ".join([f"at {settings.size or 'the size of each image'}", *views])],
+        ["evaluation", ", ".join([_seen_at(config), *views])],
         ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
     ]
+
+
+def _seen_at(config: RunConfig) -> str:
+    entries = config.data.eval
+    own = sum(entry.eval_size is not None for entry in entries)
+    return f"at {config.eval.size or 'the size of each image'}" + (
+        f" ({own} of {_counted(len(entries), 'domain')} at sizes of their own)" if own else ""
+    )
 
 
 def _when(train: TrainConfig) -> str:

@@ -265,18 +265,25 @@ def _tell(result: Result, *, heading: bool) -> None:
 
 
 def _csv(told: dict[str, Any]) -> str:
-    """One line a domain and class, shares 0..1, then the domain's means."""
+    """One line a domain and class, shares 0..1, then the domain's means; several domains' means at the end."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["domain", "class", "iou", "accuracy", "precision", "dice", "pixels"])
     for one in told["domains"]:
         for name, values in one["per_class"].items():
             writer.writerow([one["name"], name, *values.values()])
-        writer.writerow(
-            [one["name"], f"mean of all {len(told['classes'])}", one["mean_iou_all"], "", "", "", ""]
-        )
-        writer.writerow([one["name"], "mean of classes present", one["mean_iou_present"], "", "", "", ""])
+        writer.writerows(_csv_means(one, told))
+    for group in [*told["groups"], told["mean_over_domains"]] if len(told["domains"]) > 1 else ():
+        writer.writerows(_csv_means(group, told))
     return text.getvalue()
+
+
+def _csv_means(one: dict[str, Any], told: dict[str, Any]) -> list[list[object]]:
+    means = {
+        f"mean of all {len(told['classes'])}": one["mean_iou_all"],
+        "mean of classes present": one["mean_iou_present"],
+    }
+    return [[one["name"], title, mean, "", "", "", ""] for title, mean in means.items()]
 
 
 def _markdown(result: Result) -> str:

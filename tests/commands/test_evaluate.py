@@ -195,6 +195,7 @@ def test_a_joined_domain_is_the_sum_of_its_parts(
     assert (
         told["mean_over_domains"]["mean_iou_all"] == group["mean_iou_all"]
     )  # the whole is not counted again
+    assert "\nminiworld/*,mean of all 19,0." in (tmp_path / "all" / "report.csv").read_text()
     assert "| all domains |" in (tmp_path / "all" / "report.md").read_text()
     assert "mean over miniworld/*" in (tmp_path / "all" / "report.html").read_text()
 

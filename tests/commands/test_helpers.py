@@ -59,6 +59,12 @@ def test_check_counts_data_and_cost(cli: Any, small: Path) -> None:
     assert "600 to 2,100" in table
 
 
+def test_check_says_which_size_the_network_sees(cli: Any, small: Path) -> None:
+    assert "at 1024x512\n" in cli("check", small).stdout
+    small.write_text(SMALL.replace("count: 3", "count: 3, eval_size: 256x128"))
+    assert "at 1024x512 (1 of 2 domains at sizes of their own)" in cli("check", small).stdout
+
+
 def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("data: {train: {domain: gta5, root: nowhere}, eval: [miniworld/fog, cityscapes]}\n")
