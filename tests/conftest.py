@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,30 +27,36 @@ def repository() -> Path:
     return ROOT
 
 
+def run_cli(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    """`diff ...` as its own process, in a pipe of 80 columns."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:diffcli", "-m", "diffcli", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def cli_in() -> CLI:
+    """Run `diff ...` in a folder of the caller's: cli_in("check", file, cwd=folder)."""
+    return run_cli
+
+
 @pytest.fixture
 def cli(tmp_path: Path) -> CLI:
     """Run `diff ...` in an empty folder as its own process, in a pipe: cli("check", file, env={...}, cwd=...)."""
 
     def run(
-        *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+        *arguments: object, cwd: Path | None = None, **options: Any
     ) -> "subprocess.CompletedProcess[str]":
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return subprocess.run(
-            [
-                sys.executable,
-                "-W",
-                "error::DeprecationWarning:diffcli",
-                "-m",
-                "diffcli",
-                *map(str, arguments),
-            ],
-            cwd=cwd or tmp_path,
-            env={**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return run_cli(*arguments, cwd=cwd or tmp_path, **options)
 
     return run

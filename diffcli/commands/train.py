@@ -400,9 +400,7 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
 def _say_unseen(training: dict[str, Any]) -> None:
     if training["unseen_domains"]:
         mean, count = 100 * training["mean_iou_unseen"], training["unseen_domains"]
-        console.print_text(
-            f"mean mIoU over {count} domains never seen in training: {mean:.2f} (trained on {training['source']})"
-        )
+        console.print_text(f"mean mIoU over {count} domains never seen in training: {mean:.2f}")
 
 
 def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
