@@ -291,22 +291,31 @@ def report(scores: Sequence[DomainScores], *, model: ModelConfig, settings: Eval
 MEANS = ("mean_iou", "mean_iou_all", "mean_iou_present", "pixel_accuracy")
 
 
+def families(names: Sequence[str]) -> dict[str, list[str]]:
+    """Names that share what is before a slash, by it (acdc: acdc/fog, acdc/night), where there are several."""
+    heads = Counter(name.partition("/")[0] for name in names if "/" in name)
+    return {
+        head: [name for name in names if name.startswith(f"{head}/")]
+        for head, count in heads.items()
+        if count > 1
+    }
+
+
+def counted(names: Sequence[str]) -> list[str]:
+    """The names that count in a mean over domains: one that is called like a family holds its images again."""
+    known = families(names)
+    return [name for name in names if name not in known]
+
+
 def group_means(domains: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Means over the domains of each family (acdc/fog, acdc/night), then over all domains.
-
-    A domain named like a family (acdc) holds the family's images again: it counts in no mean.
 
     Args:
         domains: each with its `name` and MEANS.
     """
     names = [one["name"] for one in domains]
-    families = Counter(name.partition("/")[0] for name in names if "/" in name)
-    groups = {
-        f"{family}/*": [name for name in names if name.startswith(f"{family}/")]
-        for family, count in families.items()
-        if count > 1
-    }
-    groups["all domains"] = [name for name in names if f"{name}/*" not in groups]
+    groups = {f"{family}/*": members for family, members in families(names).items()}
+    groups["all domains"] = counted(names)
     return [
         {
             "name": title,

@@ -342,7 +342,7 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
 def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
     """Tell the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
     means = {one.name: one.scores.mean_iou for one in scores}
-    mean = float(np.nanmean(list(means.values())))
+    mean = float(np.nanmean([means[name] for name in evaluation.counted([*means])]))
     trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
     console.say(f"iteration {trainer.iteration}: mIoU {listed}")
@@ -392,7 +392,8 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
         for entry, target in zip(data.eval, trainer.targets, strict=True)
         if (entry.domain, entry.root) == (data.train.domain, data.train.root)
     }
-    unseen = [one.scores.mean_iou for one in scores if one.name not in seen]
+    counted = evaluation.counted([one.name for one in scores if one.name not in seen])
+    unseen = [one.scores.mean_iou for one in scores if one.name in counted]
     mean = float(np.nanmean(unseen)) if unseen else None
     return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
 
