@@ -42,7 +42,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
         if error.errno not in FULL:
             raise
         raise DiffError(
-            f"cannot be written whole: {error.strerror}", where=str(path), hint="make room, or write to another disk"
+            f"cannot be written whole: {error.strerror}",
+            where=str(path),
+            hint="make room, or write to another disk",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -16,12 +16,11 @@ from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.transforms import resize_image
 from diffcli.errors import DataError, DiffError
-from diffcli.evaluation import (
-    DomainScores,
-    Shown,
+from diffcli.evaluation import DomainScores, Shown, evaluate_domain, evaluate_sample
+from diffcli.inference import predicted_ids
+from diffcli.pictures import blend, class_palette, mask_image
+from diffcli.score_report import (
     blocks,
-    evaluate_domain,
-    evaluate_sample,
     markdown,
     means_table,
     print_table,
@@ -29,8 +28,6 @@ from diffcli.evaluation import (
     summary_table,
     write_picture,
 )
-from diffcli.inference import predicted_ids
-from diffcli.pictures import blend, class_palette, mask_image
 
 SETTINGS = EvalConfig.model_validate({"size": "128x64"})
 

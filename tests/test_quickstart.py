@@ -64,6 +64,6 @@ def test_readme_commands_run(cli_in: Any, workplace: Path) -> None:
         words = shlex.split(line.replace("/data", str(workplace / "data")))[1:]
         done = cli_in(*words, *shortened, cwd=workplace)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-    mask = Image.open(workplace / "masks" / "0.png")
-    assert (mask.mode, mask.size) == ("P", (256, 128))
+    with Image.open(workplace / "masks" / "0.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (256, 128))
     assert (workplace / "exported" / "model.safetensors").is_file()

@@ -13,8 +13,9 @@ from PIL import Image
 
 from diffcli.config import EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
-from diffcli.evaluation import DomainScores, Shown, report
+from diffcli.evaluation import DomainScores, Shown
 from diffcli.html_report import html_report
+from diffcli.score_report import report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NAME = "<script>document.title='run'</script>&co"

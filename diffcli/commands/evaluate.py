@@ -16,12 +16,13 @@ from diffcli.config import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation import (
-    DomainScores,
-    Shown,
+from diffcli.evaluation import DomainScores, Shown, evaluate_domain, evaluate_sample
+from diffcli.files import write_text
+from diffcli.groups import score_all
+from diffcli.html_report import html_report
+from diffcli.inference import OpenRun, open_run, wanted_domains
+from diffcli.score_report import (
     Table,
-    evaluate_domain,
-    evaluate_sample,
     group_means,
     markdown,
     means_table,
@@ -31,10 +32,6 @@ from diffcli.evaluation import (
     summary_table,
     write_picture,
 )
-from diffcli.files import write_text
-from diffcli.groups import score_all
-from diffcli.html_report import html_report
-from diffcli.inference import OpenRun, open_run, wanted_domains
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""

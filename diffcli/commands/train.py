@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from diffcli import console, evaluation
+from diffcli import console, evaluation, score_report
 from diffcli.config import RunConfig, TrainConfig
 from diffcli.config_file import dump_config
 from diffcli.core.checkpoint import save_checkpoint
@@ -342,7 +342,7 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
 def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
     """Tell the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
     means = {one.name: one.scores.mean_iou for one in scores}
-    mean = float(np.nanmean([means[name] for name in evaluation.counted([*means])]))
+    mean = float(np.nanmean([means[name] for name in score_report.counted([*means])]))
     trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
     console.say(f"iteration {trainer.iteration}: mIoU {listed}")
@@ -365,15 +365,15 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
     if scores:
-        evaluation.write_picture(trainer.folder / PICTURE, scores, model=model)
-    report = evaluation.report(scores, model=model, settings=trainer.config.eval)
+        score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
+    report = score_report.report(scores, model=model, settings=trainer.config.eval)
     report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
     write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
     if json:
         console.print_json({"run": str(trainer.folder), **report})
     elif scores:
-        evaluation.print_table(scores, model=model)
+        score_report.print_blocks(score_report.summary_table(scores, model=model))
         _say_unseen(report["training"])
     console.say(f"run folder: {trainer.folder}")
     if problems:
@@ -392,7 +392,7 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
         for entry, target in zip(data.eval, trainer.targets, strict=True)
         if (entry.domain, entry.root) == (data.train.domain, data.train.root)
     }
-    counted = evaluation.counted([one.name for one in scores if one.name not in seen])
+    counted = score_report.counted([one.name for one in scores if one.name not in seen])
     unseen = [one.scores.mean_iou for one in scores if one.name in counted]
     mean = float(np.nanmean(unseen)) if unseen else None
     return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}

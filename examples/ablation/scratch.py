@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffcli import console, evaluation
+from diffcli import console, evaluation, score_report
 from diffcli.config import ModelConfig, RunConfig
 from diffcli.config_file import dump_config
 from diffcli.core.device import resolve_device
@@ -218,13 +218,13 @@ class Training:
                 scores.append(
                     evaluation.evaluate_domain(model, domain, self.config.eval, progress=bar.update)
                 )
-        told = evaluation.report(scores, model=self.config.model, settings=self.config.eval)
+        told = score_report.report(scores, model=self.config.model, settings=self.config.eval)
         told["training"] = {
             "iterations": self.iteration,
             "source": self.config.data.train.domain,
             "trained_parameters": trained_parameters(self.network),
         }
-        evaluation.write_picture(self.folder / PICTURE, scores, model=self.config.model)
+        score_report.write_picture(self.folder / PICTURE, scores, model=self.config.model)
         with write_atomically(self.folder / WEIGHTS) as temporary:
             save_file(self.network.state_dict(), temporary)
         write_text(self.folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in self.metrics))
