@@ -253,7 +253,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
 def _losses(trainer: Trainer, batch: Batch) -> IPKLLosses:
     """Both passes of one micro-batch through the frozen half, then through the trained one."""
     device, loss = trainer.model.device, trainer.config.train.loss
-    images, labels = to_model_range(batch.images).to(device), batch.labels.to(device)
+    images, labels = to_model_range(batch.images.to(device)), batch.labels.to(device)
     features = extract_pair(
         trainer.model.extractor,
         images,

@@ -249,8 +249,12 @@ class SegmentationDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """B,C,h,w stacks, coarsest first, to B,classes,H,W logits at twice the finest stack's size (stride 4)."""
-        dtype = self.head.classifier.weight.dtype
-        logits: Tensor = self.head(self.pyramid(self.fusion([x.to(dtype) for x in features])))
+        weight = self.head.classifier.weight
+        if not torch.is_autocast_enabled(
+            weight.device.type
+        ):  # which takes half-precision features as they are
+            features = [x.to(weight.dtype) for x in features]
+        logits: Tensor = self.head(self.pyramid(self.fusion(features)))
         return logits.float()
 
 
