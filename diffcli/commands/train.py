@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from diffcli.core.optim import learning_rate_factor, parameter_groups
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.statistics import ClassStatistics, class_statistics
-from diffcli.errors import CheckpointError, DataError, DiffError, TrainingError
+from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
 from diffcli.groups import score_all
@@ -63,15 +64,15 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
     name = config.name or config_name
+    unfinished = find_unfinished(name, runs=runs, settings=dump_config(config)) if resume else None
+    accelerator = build_accelerator(config.train, runs=runs)
     source, targets = _open_domains(config)
-    statistics = _statistics(config, source)
-    accelerator = build_accelerator(config.train)
-    if resume:
-        folder = find_unfinished(name, runs=runs, settings=dump_config(config))
-    else:
-        folder = _new_run(name, accelerator, runs=runs)
-    samples = _training_set(config, source, statistics)
-    trainer = setup(config, folder=folder, accelerator=accelerator, samples=samples, targets=targets)
+    samples = _training_set(config, source, _statistics(config, source))
+    model = _build_model(config, accelerator)
+    folder = unfinished or _new_run(name, accelerator, runs=runs)  # last: what fails before leaves no folder
+    trainer = setup(
+        config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
+    )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
         write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
@@ -82,8 +83,18 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     _finish(trainer, json=json)
 
 
-def build_accelerator(train: TrainConfig) -> Accelerator:
-    """Device, mixed precision and trackers as configured; processes as `accelerate launch` made them."""
+def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
+    """Device, mixed precision and trackers as configured; processes as `accelerate launch` made them.
+
+    Raises:
+        ConfigError: the device is not there, or a tracker's package is not installed.
+    """
+    for tracker in train.trackers:
+        if find_spec(tracker) is None:
+            raise ConfigError(
+                f"train.trackers: {tracker} is not installed",
+                hint=f"pip install 'diffcli[{tracker}]', or leave it out",
+            )
     device = resolve_device(train.device)
     precision = resolve_precision(train.precision, device)
     if device.type == "cuda" and device.index is not None:
@@ -92,7 +103,7 @@ def build_accelerator(train: TrainConfig) -> Accelerator:
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "float32" else precision,
         log_with=list(train.trackers) or None,
-        project_dir="runs",
+        project_dir=runs,
     )
 
 
@@ -158,16 +169,28 @@ class Trainer:
         self.accelerator.log(record, step=self.iteration)
 
 
+def _build_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel:
+    """The model on the accelerator's device, in its precision."""
+    precision = resolve_precision(config.train.precision, accelerator.device)
+    console.say(
+        f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
+    )
+    return build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
+
+
 def setup(
-    config: RunConfig, *, folder: Path, accelerator: Accelerator, samples: TrainingSet, targets: list[Domain]
+    config: RunConfig,
+    *,
+    folder: Path,
+    accelerator: Accelerator,
+    model: SegmentationModel,
+    samples: TrainingSet,
+    targets: list[Domain],
 ) -> Trainer:
-    """Build model and optimizer on the accelerator's device, in its precision."""
-    train, device = config.train, accelerator.device
-    precision = resolve_precision(train.precision, device)
+    """Optimizer, trackers and data-parallel wrapping around the model."""
+    train = config.train
     if train.trackers:
         accelerator.init_trackers(folder.name, config={"config": dump_config(config)})
-    console.say(f"loading the diffusion model {config.model.backbone.source} on {device} in {precision}")
-    model = build_model(config.model, device=device, precision=precision, seed=train.seed)
     model.decoder.train()
     groups = parameter_groups(
         model.decoder, learning_rate=train.learning_rate, head_multiplier=train.head_multiplier

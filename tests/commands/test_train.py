@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors import safe_open
 from diffcli.commands import train
 from diffcli.config import RunConfig
 from diffcli.core.checkpoint import load_model
-from diffcli.errors import CheckpointError, DataError, TrainingError
+from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
 from diffcli.interrupts import Stop
 from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 
@@ -152,6 +153,19 @@ def test_resume_refuses_other_settings(tmp_path: Path, monkeypatch: pytest.Monke
 def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no unfinished run named tiny"):
         start(tiny_config(), tmp_path, resume=True)
+
+
+def test_what_fails_at_the_start_leaves_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError):
+        start(tiny_config(model__backbone={"source": str(tmp_path / "absent")}), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
+    if find_spec("mlflow") is not None:
+        pytest.skip("mlflow is installed here")
+    with pytest.raises(ConfigError, match=r"mlflow is not installed[\s\S]*pip install 'diffcli\[mlflow\]'"):
+        start(tiny_config(train__trackers=["mlflow"]), tmp_path)
 
 
 def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
