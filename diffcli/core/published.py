@@ -90,9 +90,10 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             hint='if you trust the file, keep its tensors alone: python -c "import torch; torch.save(torch.load('
             f"'{path}', map_location='cpu', weights_only=False)['state_dict'], 'tensors.pth')\" and import tensors.pth",
         )
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     return CheckpointError(
-        f"not a readable checkpoint ({reason})", where=str(path), hint="copy or download the file again"
+        f"no readable checkpoint: damaged, or of another kind ({type(error).__name__})",
+        where=str(path),
+        hint="copy or download the file again; checkpoints end in .pth, .ckpt or .safetensors",
     )
 
 

@@ -233,3 +233,13 @@ def test_our_decoder_has_the_published_size() -> None:
     ]
     unused = 2 * (69120 + 34560 + 17280)
     assert sizes == [180_503_552 + 45_163_008 + 11_309_312 - unused, 68_832_512, 4_433_171]
+
+
+def test_a_file_that_is_no_checkpoint_is_said_in_our_words(tmp_path: Path) -> None:
+    """Not in torch's, which advise to load it unsafely."""
+    path = tmp_path / "notes.pth"
+    path.write_text("x\n")
+    with pytest.raises(CheckpointError, match="no readable checkpoint") as error:
+        read_published(path)
+    assert "weights_only" not in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
