@@ -26,7 +26,7 @@ from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.inversion import noise_seed
 from diffcli.core.ipkl import IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
-from diffcli.core.optim import learning_rate_factor, parameter_groups
+from diffcli.core.optim import parameter_groups, set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.statistics import ClassStatistics, class_statistics
@@ -241,14 +241,13 @@ def fit(trainer: Trainer, stop: Stop) -> None:
 def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     """One optimizer step: gradient accumulation, clipping, the schedule's rate. Returns what metrics.jsonl records."""
     train, accelerator = trainer.config.train, trainer.accelerator
-    factor = learning_rate_factor(
+    factor = set_learning_rate(
+        trainer.optimizer,
         trainer.iteration,
         iterations=train.iterations,
         warmup_iterations=train.warmup_iterations,
         warmup_ratio=train.warmup_ratio,
     )
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
     total: dict[str, float] = {}
     files: list[str] = []
     for micro in range(train.gradient_accumulation):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from diffcli.core.decoder import SegmentationDecoder
 
@@ -18,6 +19,18 @@ def learning_rate_factor(
     if iteration >= warmup_iterations:
         return decay
     return decay * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
+
+
+def set_learning_rate(
+    optimizer: Optimizer, iteration: int, *, iterations: int, warmup_iterations: int, warmup_ratio: float
+) -> float:
+    """Set every group to its `base_lr` times `learning_rate_factor`, which is returned."""
+    factor = learning_rate_factor(
+        iteration, iterations=iterations, warmup_iterations=warmup_iterations, warmup_ratio=warmup_ratio
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return factor
 
 
 def parameter_groups(

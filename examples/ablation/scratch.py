@@ -19,7 +19,7 @@ from diffcli.config_file import dump_config
 from diffcli.core.device import resolve_device
 from diffcli.core.ipkl import segmentation_loss
 from diffcli.core.model import SegmentationModel, pad_to_multiple, to_model_range
-from diffcli.core.optim import learning_rate_factor
+from diffcli.core.optim import set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
 from diffcli.data.statistics import class_statistics
@@ -110,9 +110,8 @@ class Training:
         torch.manual_seed(train.seed)
         network = UNet(width=width_for(parameters, classes=classes), classes=classes)
         self.network = network.to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
-        )
+        group = {"params": network.parameters(), "lr": train.learning_rate, "base_lr": train.learning_rate}
+        self.optimizer = torch.optim.AdamW([group], betas=train.betas, weight_decay=train.weight_decay)
         self.iteration, self.elapsed, self.metrics = 0, 0.0, []
         if (folder / RESUME).is_file():
             self._restore()
@@ -170,14 +169,13 @@ class Training:
     def _step(self, batch: Batch) -> float:
         """One optimizer step at the schedule's rate, as `diff train` takes it; the loss."""
         train = self.config.train
-        factor = learning_rate_factor(
+        set_learning_rate(
+            self.optimizer,
             self.iteration,
             iterations=self.total,
             warmup_iterations=train.warmup_iterations,
             warmup_ratio=train.warmup_ratio,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = train.learning_rate * factor
         logits = self.network(to_model_range(batch.images).to(self.device))
         loss = segmentation_loss(logits, batch.labels.to(self.device), average=train.loss.average)
         if not torch.isfinite(loss):
