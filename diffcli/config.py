@@ -72,15 +72,19 @@ class BackboneConfig(Settings):
     """Weight variant to read from a hub id or folder, for example fp16; null takes the plain files."""
     prediction_type: Literal["auto", "epsilon", "v_prediction", "as_epsilon"] = "auto"
     """What the U-Net's output is: auto asks the scheduler's config; epsilon and v_prediction state it (v is converted to noise); as_epsilon reads v as noise, as the published code did."""
+    unet_weights: Path | None = None
+    """State dict (.safetensors) that replaces the U-Net's weights, every name and shape matching: a fine-tuned U-Net, for example one of noise-free features (schedule: clean)."""
     random_weights: bool = False
     """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
 
 
 class CustomSchedule(Settings):
     timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(min_length=1)
-    """Timesteps in any order; they are sorted upwards, and the first step starts at timestep 0."""
+    """Timesteps that the steps lead to, in any order; they are sorted upwards."""
     save_steps: tuple[NonNegativeInt, ...] = Field(min_length=1)
     """Step indexes (0-based) whose features are kept, in the order of concatenation."""
+    start: Annotated[int, Field(ge=0, le=998)] = 0
+    """Timestep that the clean latent is taken for: where the first evaluation is made."""
     one_step: bool = False
     """Noise the latent to the single timestep first and read the features of one evaluation there."""
 
@@ -93,25 +97,33 @@ class CustomSchedule(Settings):
             raise ValueError(f"save_steps must be distinct indexes below the {count} timesteps")
         if self.one_step and count != 1:
             raise ValueError("one_step takes exactly one timestep")
+        if self.start > 0 and (self.one_step or self.start >= min(self.timesteps)):
+            raise ValueError("start must lie below every timestep, and one_step has none")
         return self
 
 
 SCHEDULES = {
-    "default": CustomSchedule(
+    "paper": CustomSchedule(
         timesteps=(*range(1, 24), 26, 30, 34, 40, 45, 52, 60, 69, 80, 91, 105, 121, 139, 160),
         save_steps=(33, 29, 25, 22, 18, 14, 11, 7, 3),
     ),
-    "short": CustomSchedule(timesteps=(80, 60, 40, 20, 1), save_steps=(4, 3, 2, 1, 0)),
-    "one_step": CustomSchedule(timesteps=(100,), save_steps=(0,), one_step=True),
+    "visit9": CustomSchedule(
+        start=3, timesteps=(7, 11, 14, 18, 22, 30, 52, 91, 105), save_steps=(8, 7, 6, 5, 4, 3, 2, 1, 0)
+    ),
+    "five": CustomSchedule(timesteps=(80, 60, 40, 20, 1), save_steps=(4, 3, 2, 1, 0)),
+    "one": CustomSchedule(timesteps=(100,), save_steps=(0,), one_step=True),
+    "clean": CustomSchedule(timesteps=(1,), save_steps=(0,)),
 }
-"""The published schedules (method section 1.1)."""
+"""paper, five and one are the published ones (method section 1.1). visit9 evaluates at the nine timesteps at which
+paper saves features, and at no other; clean reads one evaluation of the clean latent at timestep 0, for U-Nets that were
+fine-tuned to give features without noise (CleanDIFT)."""
 
 DEFAULT_CLASS_PROMPTS = {train_id: CLASS_PROMPTS[train_id] for train_id in PROMPTED_CLASSES}
 
 
 class InversionConfig(Settings):
-    schedule: Literal["default", "short", "one_step"] | CustomSchedule = "default"
-    """default: 37 timesteps up to 160, 34 evaluations; short: 5 evaluations; one_step: 1 evaluation at t = 100; or {timesteps, save_steps, one_step}."""
+    schedule: Literal["paper", "visit9", "five", "one", "clean"] | CustomSchedule = "paper"
+    """paper: 37 timesteps up to 160, 34 evaluations; visit9: 9, at the timesteps whose features paper keeps; five: 5; one: 1 at t = 100; clean: 1 on the clean latent, for U-Nets fine-tuned for it; or {timesteps, save_steps, start, one_step}."""
     eta: NonNegativeFloat = 1.0
     """Stochasticity of a step between s_tmin and s_tmax (0 is deterministic DDIM inversion)."""
     s_tmin: int = 10

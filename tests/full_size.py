@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 LAYOUTS = {"1.5": ("sd-1", "epsilon"), "2.1-base": ("sd-2", "epsilon"), "2.1": ("sd-2", "v_prediction")}
 FILE_NAMES = {"1.5": "v1-5-pruned", "2.1-base": "v2-1_512-ema-pruned", "2.1": "v2-1_768-ema-pruned"}
-CHANNELS = {"default": [69120, 34560, 17280], "one_step": [7680, 3840, 1920]}
+CHANNELS = {"paper": [69120, 34560, 17280], "one": [7680, 3840, 1920]}
 
 
 def main(work: Path, layouts: list[str]) -> int:
@@ -107,7 +107,7 @@ def measure_here(source: str, precision: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     start, private = time.perf_counter(), _Peak()
-    config = InversionConfig(schedule="one_step")
+    config = InversionConfig(schedule="one")
     prompts = (config.prompt, *config.class_prompts.values())
     backbone = load_backbone(
         BackboneConfig(source=source), prompts=prompts, device=torch.device("cpu"), dtype=DTYPES[precision]
@@ -124,8 +124,8 @@ def measure_here(source: str, precision: str) -> dict[str, Any]:
         "peak_gib": round(_status("VmHWM") / 2**20, 2),
         "peak_private_gib": round(private.stop() / 2**20, 2),
         "shapes": [list(x.shape) for x in maps],
-        "one_step": list(extractor.channels),
-        "default": list(default.channels),
+        "one": list(extractor.channels),
+        "paper": list(default.channels),
         "prediction_type": backbone.prediction_type,
         "sample": [float(v) for x in maps for v in x.float().flatten()[:: x.numel() // 50]],
     }

@@ -25,7 +25,7 @@ from diffcli.core.published import convert_state
 
 EXACT, FORWARD, GRADIENT, UPDATE, RATE = 0.0, 5e-5, 5e-3, 2e-2, 1e-9
 STRIDES = (64, 32, 16, 8)
-PRESETS = {"default": "default", "short": "short", "onestep": "one_step"}
+PRESETS = {"default": "paper", "short": "five", "onestep": "one"}
 SHARED = ("schedule.npz", "text.npz")
 """Files that say nothing about one input, and so may come from --weights."""
 

@@ -122,9 +122,9 @@ def test_extending_nothing_is_refused(file: Path) -> None:
             "run.yaml:3: train.iterations: input should be greater than 0, not -3",
         ),
         (
-            "model:\n  inversion:\n    schedule: defualt\n",
-            "run.yaml:3: model.inversion.schedule: must be default or short or one_step or settings of its own, "
-            "not 'defualt'\n  -> did you mean default?",
+            "model:\n  inversion:\n    schedule: papre\n",
+            "run.yaml:3: model.inversion.schedule: must be paper or visit9 or five or one or clean or settings "
+            "of its own, not 'papre'\n  -> did you mean paper?",
         ),
         (
             "model: {inversion: {schedule: {timesteps: [1, 2], save_steps: [5]}}}",

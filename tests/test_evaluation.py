@@ -37,7 +37,7 @@ def model() -> SegmentationModel:
     config = ModelConfig.model_validate(
         {
             "backbone": {"source": str(Path(__file__).parent / "parity_data" / "tiny-sd")},
-            "inversion": {"schedule": "one_step"},
+            "inversion": {"schedule": "one"},
             "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
         }
     )

@@ -65,7 +65,7 @@ def test_a_recipe_has_the_values_of_the_paper(name: str) -> None:
     assert (train.loss.consistency, train.loss.weight, train.loss.detach_teacher) == ("mse", 1, False)
     assert (config.eval.size, config.eval.mode) == (Size(1024, 512), "whole")
     inversion = config.model.inversion
-    assert (inversion.schedule, inversion.eta, inversion.guidance_scale) == ("default", 1, 5)
+    assert (inversion.schedule, inversion.eta, inversion.guidance_scale) == ("paper", 1, 5)
 
 
 def test_five_prompts_act_by_default_and_one_recipe_has_all_19() -> None:

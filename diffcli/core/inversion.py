@@ -29,9 +29,9 @@ class InversionSchedule:
 
     @classmethod
     def from_config(cls, config: CustomSchedule) -> "InversionSchedule":
-        """The first step starts at 0 (one-step mode: at its timestep); each goes to the next configured one."""
+        """The first step starts at `config.start` (one-step mode: at its timestep); each goes to the next one."""
         targets = tuple(sorted(config.timesteps))
-        starts = targets if config.one_step else (0, *targets[:-1])
+        starts = targets if config.one_step else (config.start, *targets[:-1])
         return cls(starts, targets, config.save_steps, config.one_step)
 
     @property

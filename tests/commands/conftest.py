@@ -20,7 +20,7 @@ def tiny_config() -> RunConfig:
         {
             "model": {
                 "backbone": {"source": str(TINY_SD)},
-                "inversion": {"schedule": "one_step"},
+                "inversion": {"schedule": "one"},
                 "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
             },
             "data": {"eval": [{"domain": "miniworld/night", "count": 2}], "workers": 0},

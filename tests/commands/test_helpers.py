@@ -13,7 +13,7 @@ from diffcli.errors import BackboneError
 
 SMALL = """
 name: small
-model: {inversion: {schedule: short}}
+model: {inversion: {schedule: five}}
 data:
   train: {domain: miniworld/clean, count: 6}
   eval: [{domain: miniworld/night, count: 3}, {domain: miniworld/fog, count: 2}]
@@ -110,14 +110,14 @@ def test_cost_of_the_published_recipe() -> None:
     assert costs()["evaluated_image"] == (34, 34)
     assert costs()["training_sample"] == (34 + 34, 34 + 6 * 34)
     assert costs("train.loss.ipkl=false")["training_sample"] == (34, 34)
-    assert costs("model.inversion.schedule=one_step")["training_sample"] == (2, 7)
+    assert costs("model.inversion.schedule=one")["training_sample"] == (2, 7)
     assert costs("model.inversion.negative_prompt=blur")["evaluated_image"] == (68, 68)
     assert costs("model.inversion.class_prompts={1: a, 2: a, 3: ''}")["training_sample"] == (68, 102)
     assert costs("model.decoder.features=latent")["total"] == (0, 0)
 
 
 def test_cost_of_ways_to_evaluate() -> None:
-    one = InversionConfig(schedule="one_step")
+    one = InversionConfig(schedule="one")
     assert evaluation_cost(EvalConfig(reference="prediction"), one) == (2, 7)
     assert evaluation_cost(EvalConfig(reference="labels"), one) == (1, 6)
     assert evaluation_cost(EvalConfig(flip=True, scales=(1.0, 0.5, 2.0)), one) == (6, 6)

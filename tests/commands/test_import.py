@@ -40,7 +40,7 @@ def checkpoint(tmp_path: Path, published: dict[str, Tensor]) -> Path:
 def settings(tmp_path: Path) -> Callable[..., Path]:
     """settings(*lines): a YAML file for the tiny diffusion model."""
 
-    def write(backbone: str = "", inversion: str = "schedule: short", rest: str = "") -> Path:
+    def write(backbone: str = "", inversion: str = "schedule: five", rest: str = "") -> Path:
         path = tmp_path / "settings.yaml"
         path.write_text(
             f"model:\n  backbone: {{source: '{DATA / 'tiny-sd'}'{backbone}}}\n  inversion: {{{inversion}}}\n{rest}"
@@ -106,7 +106,7 @@ def test_settings_that_do_not_fit(tmp_path: Path, checkpoint: Path, settings: Ca
         import_checkpoint.run(
             checkpoint,
             output=output,
-            config=settings(inversion="schedule: short, class_prompts: {}", rest=few),
+            config=settings(inversion="schedule: five, class_prompts: {}", rest=few),
         )
     assert not output.exists()
 

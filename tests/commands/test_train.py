@@ -37,7 +37,7 @@ def tiny_config(**changes: Any) -> RunConfig:
         "name": "tiny",
         "model": {
             "backbone": {"source": str(TINY_SD)},
-            "inversion": {"schedule": "one_step"},
+            "inversion": {"schedule": "one"},
             "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
         },
         "data": {

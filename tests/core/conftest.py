@@ -53,7 +53,7 @@ def extract(backbone: DiffusionBackbone) -> Extract:
         references: list[Tensor | None] | None = None,
         **settings: object,
     ) -> list[Tensor]:
-        config = InversionConfig(**{"schedule": "short", "class_prompts": CLASS_PROMPTS, **settings})
+        config = InversionConfig(**{"schedule": "five", "class_prompts": CLASS_PROMPTS, **settings})
         noise = seeded_noise(0, identities or [f"image {i}" for i in range(len(images))])
         return DiffusionFeatureExtractor(backbone, config).extract(images, noise=noise, references=references)
 
@@ -70,7 +70,7 @@ def small_config(**decoder: object) -> ModelConfig:
     """Five classes, narrow decoder, one evaluation an image."""
     return ModelConfig(
         backbone=BackboneConfig(source=str(PARITY_DATA / "tiny-sd")),
-        inversion=InversionConfig(schedule="one_step", class_prompts=CLASS_PROMPTS),
+        inversion=InversionConfig(schedule="one", class_prompts=CLASS_PROMPTS),
         decoder=DecoderConfig(**{"channels": (32, 64, 64, 64), "head_channels": 16, **decoder}),
         classes=("road", "sidewalk", "building", "wall", "fence"),
     )

@@ -19,7 +19,7 @@ NAMES = ["a", "b"]
 
 def extractor(backbone: DiffusionBackbone, **changes: object) -> DiffusionFeatureExtractor:
     """An extractor on the short schedule; `changes` are its keyword arguments."""
-    return DiffusionFeatureExtractor(backbone, InversionConfig(schedule="short"), **changes)
+    return DiffusionFeatureExtractor(backbone, InversionConfig(schedule="five"), **changes)
 
 
 def test_layers_are_read_off_the_network(backbone: DiffusionBackbone) -> None:
@@ -123,7 +123,7 @@ def test_features_need_no_gradient(extract: Extract, images: Tensor) -> None:
 
 @pytest.mark.parametrize("size", [(64, 128), (128, 64)])
 def test_images_need_not_be_square(extract: Extract, size: tuple[int, int]) -> None:
-    features = extract(torch.rand(1, 3, *size), schedule="one_step")
+    features = extract(torch.rand(1, 3, *size), schedule="one")
     assert [tuple(x.shape[-2:]) for x in features] == [(size[0] // s, size[1] // s) for s in (32, 16, 8)]
 
 

@@ -49,7 +49,9 @@ def reference(*train_ids: int, size: int = 64) -> Tensor:
 # --- schedule and coefficients ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "evaluations"), [("default", 34), ("short", 5), ("one_step", 1)])
+@pytest.mark.parametrize(
+    ("name", "evaluations"), [("paper", 34), ("visit9", 9), ("five", 5), ("one", 1), ("clean", 1)]
+)
 def test_nothing_after_the_last_saved_step_is_evaluated(name: str, evaluations: int) -> None:
     schedule = InversionSchedule.from_config(SCHEDULES[name])
     assert schedule.evaluated_steps == evaluations
@@ -60,6 +62,12 @@ def test_steps_follow_each_other_from_the_clean_latent() -> None:
     schedule = InversionSchedule.from_config(CustomSchedule(timesteps=(60, 1, 20), save_steps=(0,)))
     assert schedule.timesteps == (0, 1, 20)
     assert schedule.next_timesteps == (1, 20, 60)
+
+
+def test_visit9_reads_the_same_timesteps_as_the_published_schedule_in_the_same_order() -> None:
+    paper, visit9 = (InversionSchedule.from_config(SCHEDULES[name]) for name in ("paper", "visit9"))
+    read = [[schedule.timesteps[i] for i in schedule.save_steps] for schedule in (paper, visit9)]
+    assert read[0] == read[1] == [91, 52, 30, 22, 18, 14, 11, 7, 3]
 
 
 @given(times=TIMES, eta=st.floats(0, 1))
@@ -162,18 +170,18 @@ def test_equal_prompts_share_a_row_and_are_counted() -> None:
 @pytest.mark.parametrize(
     ("settings", "labels", "evaluations"),
     [
-        ({"schedule": "default"}, None, 34),
-        ({"schedule": "default"}, (1, 3), 3 * 34),
-        ({"schedule": "short"}, (1, 3, 4), 3 * 5),  # 1 and 4 have one prompt
-        ({"schedule": "short"}, (0, 2), 5),
-        ({"schedule": "one_step"}, None, 1),
-        ({"schedule": "one_step"}, (1, 3), 3),
-        ({"schedule": "default", "prompt": "a street"}, None, 68),
-        ({"schedule": "default", "prompt": "a street"}, (1, 3), 4 * 34),
-        ({"schedule": "short", "prompt": "a street", "negative_prompt": "a street"}, (1,), 2 * 5),
-        ({"schedule": "short", "prompt": "a sidewalk"}, (1,), 2 * 5),
-        ({"schedule": "short", "mask_min": 20}, (1,), 5 + 3),  # evaluated at 0 1 20 40 60
-        ({"schedule": "short", "mask_max": 20}, (1,), 5 + 3),
+        ({"schedule": "paper"}, None, 34),
+        ({"schedule": "paper"}, (1, 3), 3 * 34),
+        ({"schedule": "five"}, (1, 3, 4), 3 * 5),  # 1 and 4 have one prompt
+        ({"schedule": "five"}, (0, 2), 5),
+        ({"schedule": "one"}, None, 1),
+        ({"schedule": "one"}, (1, 3), 3),
+        ({"schedule": "paper", "prompt": "a street"}, None, 68),
+        ({"schedule": "paper", "prompt": "a street"}, (1, 3), 4 * 34),
+        ({"schedule": "five", "prompt": "a street", "negative_prompt": "a street"}, (1,), 2 * 5),
+        ({"schedule": "five", "prompt": "a sidewalk"}, (1,), 2 * 5),
+        ({"schedule": "five", "mask_min": 20}, (1,), 5 + 3),  # evaluated at 0 1 20 40 60
+        ({"schedule": "five", "mask_max": 20}, (1,), 5 + 3),
     ],
 )
 def test_cost(
@@ -193,7 +201,7 @@ def test_a_batch_costs_the_sum_over_its_images(
     extract: Extract, backbone: DiffusionBackbone, images: Tensor
 ) -> None:
     batch = torch.cat([images, images[:1]])
-    extract(batch, references=[reference(1, 3), None, reference(3)], schedule="short")
+    extract(batch, references=[reference(1, 3), None, reference(3)], schedule="five")
     assert backbone.evaluations == 5 * (3 + 1 + 2)
 
 
