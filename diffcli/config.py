@@ -332,7 +332,7 @@ class TrainConfig(Settings):
     iterations: PositiveInt = 40_000
     """Optimizer steps."""
     batch_size: PositiveInt = 1
-    """Images a forward pass."""
+    """Images a forward pass, in each process."""
     gradient_accumulation: PositiveInt = 1
     """Forward passes an optimizer step."""
     learning_rate: PositiveFloat = 6e-5
@@ -349,6 +349,8 @@ class TrainConfig(Settings):
     """Share of the rate at which the warm-up starts."""
     clip_norm: PositiveFloat | None = 5.0
     """Gradients are clipped to this norm; null leaves them."""
+    sync_batchnorm: bool = True
+    """Several processes: BatchNorm sees the images of all, so that the result is that of one process with them all; false: each process its own (the first one's statistics are kept)."""
     loss: LossConfig = LossConfig()
     """The training objective."""
     rare_class_sampling: RareClassConfig | None = RareClassConfig()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcli import console
+from diffcli import console, distributed
 from diffcli.config import EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.images import read_image
@@ -73,12 +73,16 @@ def run(
     settings = _settings(trained, reference)
     model = trained.load_model(device=device)
     replaced = sum(job.mask.exists() for job in jobs)
-    outcome = segment_files(model, jobs, settings, overlay=overlay, heatmap=heatmap)
+    distributed.require_same(jobs, what="images")  # and nothing is written before every process has looked
+    own = distributed.share(jobs, chunk=settings.batch_size)
+    shares = distributed.gather(lambda: segment_files(model, own, settings, overlay=overlay, heatmap=heatmap))
+    outcome = _merged(shares, jobs)
     count = len(outcome.written)
     note = f" ({replaced} files there were replaced)" if replaced else ""
     console.say(f"{count} {'mask' if count == 1 else 'masks'} in {output}{note}")
     if json:
         console.print_json(_report(outcome, run=run, output=output, overlay=overlay, heatmap=heatmap))
+    distributed.barrier()
     if outcome.failed:
         raise _failure(outcome, count=len(jobs))
 
@@ -275,6 +279,18 @@ class _Read:
     full: Pixels | None
     """At that size, where an overlay or a heat map wants it."""
     reference: Pixels | None
+
+
+def _merged(shares: Sequence[Outcome], jobs: Sequence[Job]) -> Outcome:
+    """The processes' outcomes as one, in the order of the jobs."""
+    place = {job: i for i, job in enumerate(jobs)}
+    written = [job for share in shares for job in share.written]
+    failed = [failure for share in shares for failure in share.failed]
+    return Outcome(
+        written=sorted(written, key=place.__getitem__),
+        failed=sorted(failed, key=lambda failure: place[failure[0]]),
+        seconds=max(share.seconds for share in shares),
+    )
 
 
 def segment_files(
