@@ -45,6 +45,11 @@ FORBIDDEN: dict[str, set[str]] = {
         }
         for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights")
     },
+    "distributed": {
+        *HEAVY,
+        *TERMINAL,
+        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli", "diffcli.console"),
+    },
     "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
     "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
     "__main__": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
@@ -52,7 +57,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 """A file of the package, or a folder of it -> what its files may never import."""
 
-AT_TOP_ONLY = {"__main__", "__init__"}
+AT_TOP_ONLY = {"__main__", "__init__", "distributed"}
 """Files that may import such things inside a function, when they are asked for."""
 
 LIGHT_COMMANDS = ("check", "init", "domains", "doctor", "inspect_data")
