@@ -12,13 +12,18 @@
 #   torchrun --standalone --nproc-per-node 4 -m diffcli train my.yaml
 #   accelerate launch --multi_gpu --num_processes 4 -m diffcli train my.yaml
 #
+# With --run (eval, predict) torchrun needs two dashes before the name, or takes the option for its own:
+#
+#   torchrun --standalone --nproc-per-node 4 -m -- diffcli eval --run first
+#
 # - A process a GPU. train.batch_size is that of each process: 2 machines of 4 GPUs train on 8 x batch_size images an
-#   iteration, exactly as one process would with the 8-fold batch (train.sync_batchnorm). Learning rate and iterations
-#   stay what the settings say.
+#   iteration, as one process would with the 8-fold batch (train.sync_batchnorm; dropout alone draws differently).
+#   Learning rate and iterations stay what the settings say.
 # - Every machine needs the package, the data under the same paths, and this working directory (with runs/), on a disk
 #   that all of them see.
 # - Five minutes before its time is over the job is told to stop: training finishes its iteration, saves and ends, and
-#   --resume goes on from there, on another number of machines if you like. The launcher gives it 30 seconds to do so.
+#   --resume goes on from there, on another number of machines if you like. The launcher allows 30 seconds for
+#   it; a torchrun that knows --shutdown-timeout can allow more.
 
 #SBATCH --job-name=diff
 #SBATCH --nodes=2
@@ -42,4 +47,4 @@ exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   --rdzv-id="$SLURM_JOB_ID" \
   --rdzv-backend=c10d \
   --rdzv-endpoint="$first:$port" \
-  -m diffcli "$@"
+  -m -- diffcli "$@"

@@ -6,10 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from diffcli.core.batchnorm import SynchronisedBatchNorm2d
 from diffcli.core.checkpoint import read_checkpoint
 from diffcli.core.model import build_model
 from diffcli.errors import DataError
-from diffcli.runs import LAST, METRICS
+from diffcli.runs import LAST, METRICS, RESUME
 
 TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
 ROOT = Path(__file__).parents[2]
@@ -44,8 +42,7 @@ def launch(tmp_path: Path) -> Launch:
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
-        "-m",
-        "diffcli",
+        *("-m", "--", "diffcli"),
     )
 
     def start(
@@ -166,7 +163,7 @@ def test_training_equals_one_process_with_the_doubled_batch(
 
 @torch.no_grad()
 def moved(state: dict[str, torch.Tensor], start: torch.nn.Module) -> torch.Tensor:
-    """How training has moved all weights; AdamW takes whole steps also along gradients that are nothing but rounding."""
+    """How training has moved all weights; AdamW takes whole steps even where a gradient is nothing but rounding."""
     return torch.cat([(state[name] - before).flatten() for name, before in start.named_parameters()])
 
 
@@ -221,11 +218,12 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
     config = training(pictures, iterations=20)
     source, _ = train._open_domains(config)
     samples = train._training_set(config, source, None)
-    (pictures / "images" / f"{samples[3]['id']}.png").write_bytes(b"not a picture")
+    damaged = pictures / "images" / f"{samples[3]['id']}.png"
+    damaged.write_bytes(b"not a picture")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     code, _, words = end(launch("train", "tiny.yaml"))
     assert code != 0
-    assert words.count(f"error: {pictures}/images/{samples[3]['id']}.png") == 1
+    assert words.count(f"error: {damaged}: the file is damaged") == 1
     assert words.count("error: ") == 1
     assert words.count("iterations up to 1 are saved: --resume continues") == 1
     assert (tmp_path / "runs/tiny" / LAST).is_file()
@@ -235,20 +233,33 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, laun
     """Rank 0 does not wait for one that is gone, and says so."""
     (tmp_path / "tiny.yaml").write_text(dump_config(training(pictures, iterations=100_000)))
     running = launch("train", "tiny.yaml")
-    threading.Thread(target=kill_rank_1, args=(running.pid, tmp_path / "runs/tiny" / METRICS)).start()
+    wait_for(tmp_path / "runs/tiny" / METRICS, running)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
     code, _, words = end(running)
     assert code != 0
-    assert words.count("another process of this run died without a word") <= 1
-    assert "Signal 9 (SIGKILL)" in words
+    assert words.count("error: another process of this run died without a word") == 1
+    assert words.count("error: ") == 1
 
 
-def kill_rank_1(launcher: int, metrics: Path) -> None:
-    """Kill the second child of the launcher as soon as it trains."""
-    while not metrics.is_file():
+def test_ctrl_c_stops_all_and_saves(tmp_path: Path, pictures: Path, launch: Launch) -> None:
+    """The launcher passes the signal on; the processes agree after which iteration they stop."""
+    (tmp_path / "tiny.yaml").write_text(dump_config(training(pictures, iterations=100_000)))
+    running = launch("train", "tiny.yaml")
+    wait_for(tmp_path / "runs/tiny" / METRICS, running)
+    running.send_signal(signal.SIGINT)
+    code, _, words = end(running)
+    assert code != 0
+    assert words.count("SIGINT: finishing this iteration and saving") == 1
+    assert words.count("stopped at iteration") == 1
+    assert words.count("error: stopped") == 1
+    assert (tmp_path / "runs/tiny" / RESUME).is_file()
+
+
+def wait_for(file: Path, running: "subprocess.Popen[str]") -> None:
+    while not file.is_file():
+        assert running.poll() is None, running.communicate()[1][-3000:]
         time.sleep(0.1)
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    with suppress(ProcessLookupError):
-        os.kill(int(children[-1]), signal.SIGKILL)
 
 
 def test_usage_is_told_once(launch: Launch) -> None:
