@@ -194,7 +194,6 @@ def load_vae(work: Path) -> AutoencoderKL:
     saved = torch.load(work / "vae_best.pt", weights_only=True)["weights"]
     vae = build_vae().eval().requires_grad_(False)
     vae.load_state_dict(saved["vae"])
-    vae.half().float()  # as the pipeline holds it
     with torch.no_grad():
         latents = vae.encode(to_tensor(load_split(work, "train")[0][:64])).latent_dist.mean
     vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
