@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from cells import DECIDING, HERE, ROWS, SCRATCH, Cell, cell, finished, training_seconds
+from cells import DECIDING, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
 from results import write_results
 
 from diffcli import console
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", default=["all"], help=f"all, deciding, or any of {', '.join(ROWS)}"
+        "--rows", nargs="+", default=["all"], help=f"all, deciding, schedules, or any of {', '.join(ROWS)}"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", type=int, default=[300, 1000], help="iterations")
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _expanded(words: Sequence[str]) -> list[str]:
-    """The rows that `all`, `deciding` and names mean, each once, in the order given."""
-    groups = {"all": ROWS, "deciding": DECIDING}
+    """The rows that `all`, `deciding`, `schedules` and names mean, each once, in the order given."""
+    groups = {"all": ROWS, "deciding": DECIDING, "schedules": SCHEDULES}
     rows = list(dict.fromkeys(row for word in words for row in groups.get(word, (word,))))
     for row in rows:
         if row not in SCRATCH and not (HERE / f"{row}.yaml").is_file():
