@@ -119,5 +119,5 @@ class DiffusionBackbone:
         return output
 
 
-class _Reached(Exception):  # noqa: N818 - no error: how a forward is left in its middle
+class _Reached(Exception):
     """The module after which nothing is wanted has run."""

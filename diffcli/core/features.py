@@ -32,10 +32,10 @@ class FeatureLayer(NamedTuple):
 
 
 class StepMaps(NamedTuple):
-    """What one saved step gives one stage."""
+    """What one saved step gives one stage: a piece of that stage's stack."""
 
-    stage: int
-    """Position among the stages read, coarsest first."""
+    stride: int
+    """Position of the stage among those read, coarsest first."""
     step: int
     """Position in saved order."""
     maps: list[Tensor]
