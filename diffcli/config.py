@@ -144,6 +144,8 @@ class InversionConfig(Settings):
     """Class prompts act up to this timestep."""
     latent: Literal["sample", "mean"] = "sample"
     """Draw the VAE posterior (the published method) or take its mean."""
+    max_unet_batch: PositiveInt = 8
+    """Most rows (an image with one of its prompts) the U-Net takes in one call; a step with more is split. Bounds memory; results do not depend on it."""
     seed: NonNegativeInt = 0
     """Noise at inference is drawn from (this seed, the image's own name): the same image gives the same mask anywhere."""
 

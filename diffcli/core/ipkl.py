@@ -88,17 +88,22 @@ def extract_pair(
 ) -> IPKLFeatures:
     """Features with the labels as reference, then without: each pass draws its own noise (method section 2).
 
+    Both passes go through the U-Net together, step by step.
+
     Args:
         images: B,3,H,W float32 in [-1,1].
         labels: B,H,W int64 train ids.
         identities: seed each image's noise together with `seed`.
     """
-    conditional = None
-    if ipkl:
-        noise = seeded_noise(seed, [f"{identity}/conditional" for identity in identities])
-        conditional = extractor.extract(images, noise=noise, references=list(labels))
-    noise = seeded_noise(seed, [f"{identity}/unconditional" for identity in identities])
-    return IPKLFeatures(conditional, extractor.extract(images, noise=noise))
+    names = [f"{identity}/unconditional" for identity in identities]
+    if not ipkl:
+        return IPKLFeatures(None, extractor.extract(images, noise=seeded_noise(seed, names)))
+    batch = len(images)
+    names = [*(f"{identity}/conditional" for identity in identities), *names]
+    features = extractor.extract(
+        images, noise=seeded_noise(seed, names), references=[*labels, *[None] * batch], passes=2
+    )
+    return IPKLFeatures([x[:batch] for x in features], [x[batch:] for x in features])
 
 
 @dataclass(frozen=True)
