@@ -258,6 +258,7 @@ def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            backbone = model.backbone.model_copy(update={"source": str(source), "revision": None})
+            own = {"source": str(source), "revision": None, "unet_weights": None}
+            backbone = model.backbone.model_copy(update=own)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model
