@@ -77,6 +77,17 @@ class BackboneConfig(Settings):
     random_weights: bool = False
     """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
 
+    @property
+    def own_unet_weights(self) -> bool:
+        """Whether the U-Net's weights are those of `source`, so that they are needed."""
+        return self.unet_weights is None and not self.random_weights
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> "BackboneConfig":
+        if self.unet_weights is not None and self.random_weights:
+            raise ValueError("unet_weights and random_weights contradict each other: set one of them")
+        return self
+
 
 class CustomSchedule(Settings):
     timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(min_length=1)
