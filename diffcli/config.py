@@ -339,6 +339,8 @@ class LossConfig(Settings):
     """kl: softmax temperature (the value is multiplied by its square)."""
     average: Literal["all", "labelled"] = "all"
     """Cross-entropy is averaged over all pixels (the published code) or over the labelled ones."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cross-entropy counts a class by its share of the source's pixels to the power of minus this: 0 is the published loss, 0.5 lets rare classes be learnt in short runs."""
 
 
 class TrainConfig(Settings):
