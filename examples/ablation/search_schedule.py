@@ -25,7 +25,7 @@ from diffcli.core.model import to_model_range
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.domains import CITYSCAPES_CLASSES, IGNORE_ID
 
-CLASSES, PIXELS, RIDGE = len(CITYSCAPES_CLASSES), 60_000, 3e-3
+CLASSES, PIXELS, RIDGE = len(CITYSCAPES_CLASSES), 30_000, 3e-3
 
 
 def _noised(timestep: int) -> CustomSchedule:
