@@ -30,7 +30,10 @@ FORBIDDEN: dict[str, set[str]] = {
     "commands": {"typer", "diffcli.cli", "diffcli.commands"},
     **{
         name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
-        for name in ("evaluation", "inference", "html_report", "score_report")
+        for name in (
+            *("evaluation", "inference", "html_report", "score_report"),
+            *("any_image", "feature_backbone", "publishing", "model_card"),
+        )
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
     **{

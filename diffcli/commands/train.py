@@ -34,7 +34,7 @@ from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.core.optim import parameter_groups, set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
-from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.data.statistics import ClassStatistics, class_statistics, class_weights
 from diffcli.domains import IGNORE_ID
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
@@ -151,6 +151,8 @@ class Trainer:
     """Optimizer steps done."""
     best: dict[str, Any] = field(default_factory=dict)
     """Iteration and score of the best checkpoint so far."""
+    class_weights: torch.Tensor | None = None
+    """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
     def save(self) -> None:
         """Write the last checkpoint and, in one file of its own, all that resuming needs; the processes wait for it."""
@@ -230,7 +232,18 @@ def setup(
     )
     optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
     paired, prepared = accelerator.prepare(PairedDecoder(model.decoder), optimizer)
-    return Trainer(config, folder, accelerator, model, paired, prepared, samples, targets)
+    return Trainer(
+        *(config, folder, accelerator, model, paired, prepared, samples, targets),
+        class_weights=_class_weights(samples, train.loss.class_balance, model.device),
+    )
+
+
+def _class_weights(samples: TrainingSet, balance: float, device: torch.device) -> torch.Tensor | None:
+    """What a pixel of each class counts in the cross-entropy; None where all count alike."""
+    if not balance:
+        return None
+    assert samples.statistics is not None, "counted where classes are weighed"
+    return torch.from_numpy(class_weights(samples.statistics.shares, balance=balance)).to(device)
 
 
 def fit(trainer: Trainer, stop: Stop) -> None:
@@ -332,8 +345,10 @@ def _losses(trainer: Trainer, features: IPKLFeatures, labels: Tensor) -> IPKLLos
     loss = trainer.config.train.loss
     with trainer.accelerator.autocast():
         conditional, unconditional = trainer.paired(features.conditional, features.unconditional)
-    losses = ipkl_loss(unconditional, conditional, labels, loss)
-    return _by_labelled_pixels(losses, labels, loss) if loss.average == "labelled" else losses
+    losses = ipkl_loss(unconditional, conditional, labels, loss, class_weights=trainer.class_weights)
+    if loss.average == "all" or distributed.world_size() == 1:
+        return losses
+    return _by_labelled_pixels(losses, labels, loss)
 
 
 def _by_labelled_pixels(losses: IPKLLosses, labels: Tensor, config: LossConfig) -> IPKLLosses:
@@ -504,7 +519,7 @@ def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
 
 def _statistics(config: RunConfig, source: Domain) -> ClassStatistics | None:
     """Class shares of the source, where rare class sampling needs them; cached between runs."""
-    if config.train.rare_class_sampling is None:
+    if config.train.rare_class_sampling is None and not config.train.loss.class_balance:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
