@@ -117,7 +117,7 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
             "train": {
                 "iterations": 3,
                 "batch_size": 1,
-                "learning_rate": 1e-5,
+                "learning_rate": 3e-6,
                 "head_multiplier": 1,
                 "warmup_iterations": 0,
                 "log_interval": 1,
@@ -156,7 +156,9 @@ def test_training_equals_one_process_with_the_doubled_batch(
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
-    start = build_model(alone.model, seed=alone.train.seed).decoder
+    start = build_model(
+        alone.model, seed=alone.train.seed
+    ).decoder  # that little is nothing if they hardly moved
     expected = moved(theirs, start)
     assert (moved(ours, start) - expected).norm() < 0.03 * expected.norm()
 
