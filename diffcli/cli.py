@@ -69,7 +69,7 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="Run folder, name under runs/, or exported folder.  [newest finished run]",
+        help="Run folder, name under runs/, exported folder, or hub:OWNER/NAME.  [newest finished run]",
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
@@ -127,7 +127,7 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Run folder, name or exported folder; repeatable.  [newest finished run]",
+            help="Run folder, name, exported folder or hub:OWNER/NAME; repeatable.  [newest finished run]",
         ),
     ] = None,
     domain: Annotated[
@@ -299,6 +299,48 @@ def export(
     from diffcli.commands import export as command
 
     command.run(folder, output=output, with_backbone=with_backbone, json=json)
+
+
+@app.command()
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name under runs/.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="OWNER/NAME, or OWNER/NAME@REVISION for a version.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; refuse one that is public.")
+    ] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Publish the frozen diffusion model as well.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="ID", help="Of the weights.  [the diffusion model's]", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Publish a run, with a model card, for --run hub:OWNER/NAME.
+
+    The hub is huggingface.co, once `hf auth login` has been run; where the environment variable DIFFCLI_HUB names a
+    folder, that folder takes its place, for writing and for reading.
+    """
+    from diffcli.runs import RUNS, find_run
+
+    folder = find_run(run, runs=RUNS)
+    from diffcli.commands import export as export_command
+    from diffcli.commands import push as command
+
+    command.run(
+        folder,
+        repo=repo,
+        export=export_command.run,
+        private=private,
+        with_backbone=with_backbone,
+        licence=licence,
+        json=json,
+    )
 
 
 @app.command("import")

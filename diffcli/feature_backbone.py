@@ -18,6 +18,7 @@ from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import Precision, SegmentationModel, build_model, content_identity, pad_to_multiple
 from diffcli.inference import open_run
+from diffcli.model_hub import run_path
 
 _FROZEN = "extractor"
 
@@ -102,7 +103,7 @@ class DIFFBackbone(nn.Module):
         Raises:
             DiffError: see `diffcli.load`.
         """
-        return cls(open_run(Path(run)).load_model(device=device, precision=precision))
+        return cls(open_run(run_path(run)).load_model(device=device, precision=precision))
 
     @property
     def device(self) -> torch.device:
