@@ -23,6 +23,13 @@ is named like a command is compared as `diff ./train other`. `diffcli` is the sa
 """
 
 
+def _examples(*lines: str) -> str:
+    """The end of a command's help: calls as they are typed, a line each, in a terminal and in a pipe."""
+    if _STYLED:
+        return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 class _Commands(TyperGroup):
     """Turns Ctrl-C into an error like any other, before Typer ends the process without a word."""
 
@@ -47,12 +54,26 @@ class Interrupted(DiffError):
 app = typer.Typer(
     cls=_Commands,
     help=HELP,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown" if _STYLED else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _complete_runs(incomplete: str) -> list[str]:
+    """Names of the runs that hold something, for the shell."""
+    from diffcli.runs import CONFIG, RUNS
+
+    return sorted(path.parent.name for path in RUNS.glob(f"{incomplete}*/{CONFIG}"))
+
+
+def _complete_domains(incomplete: str) -> list[str]:
+    """Names of the known domains, for the shell."""
+    from diffcli.domains import DOMAINS
+
+    return sorted(name for name in DOMAINS if name.startswith(incomplete))
+
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings.", show_default=False)
@@ -70,6 +91,7 @@ Run = Annotated[
         "--run",
         metavar="RUN",
         help="Run folder, name under runs/, exported folder, or hub:OWNER/NAME.  [newest finished run]",
+        autocompletion=_complete_runs,
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
@@ -97,7 +119,13 @@ def _root(
 _root.__doc__ = HELP
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "diff train examples/quickstart.yaml",
+        "diff train my.yaml --set train.iterations=1000 --name first",
+        "diff train my.yaml --resume",
+    )
+)
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -128,12 +156,15 @@ def evaluate(
             "--run",
             metavar="RUN",
             help="Run folder, name, exported folder or hub:OWNER/NAME; repeatable.  [newest finished run]",
+            autocompletion=_complete_runs,
         ),
     ] = None,
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the run's own data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the run's own data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -164,19 +195,30 @@ def evaluate(
     )
 
 
-app.command("eval")(evaluate)
-app.command("evaluate", hidden=True)(evaluate)
+_EVAL = _examples(
+    "diff eval --domain acdc/night --root /data/acdc",
+    "diff eval --run first --run second --domain all --json",
+)
+app.command("eval", epilog=_EVAL)(evaluate)
+app.command("evaluate", hidden=True, epilog=_EVAL)(evaluate)
 
 
-@app.command()
+@app.command(epilog=_examples("diff compare first second --domain acdc/night -o compare.png"))
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, names or exported folders.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, names or exported folders.",
+            autocompletion=_complete_runs,
+        ),
     ],
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the first run's data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the first run's data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -252,7 +294,7 @@ def predict(
     )
 
 
-@app.command()
+@app.command(epilog=_examples("diff submit --domain cityscapes --root /data/cityscapes -o cs.zip"))
 def submit(
     domain: Annotated[str, typer.Option(help="cityscapes, acdc or dark_zurich.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
@@ -301,9 +343,18 @@ def export(
     command.run(folder, output=output, with_backbone=with_backbone, json=json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "diff push first me/streets",
+        "diff predict photos/ -o masks/ --run hub:me/streets",
+        "DIFFCLI_HUB=/shared/models diff push first me/streets@v2",
+    )
+)
 def push(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name under runs/.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Run folder or name under runs/.", autocompletion=_complete_runs),
+    ],
     repo: Annotated[
         str, typer.Argument(metavar="REPO", help="OWNER/NAME, or OWNER/NAME@REVISION for a version.")
     ],
@@ -343,7 +394,7 @@ def push(
     )
 
 
-@app.command("import")
+@app.command("import", epilog=_examples("diff import checkpoint.pth -o runs/published"))
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint of the published code.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.")],
@@ -358,7 +409,7 @@ def import_checkpoint(
     command.run(checkpoint, output=output, config=config)
 
 
-@app.command()
+@app.command(epilog=_examples("diff init my.yaml", "diff init - | less"))
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; - for stdout.")] = Path(
         "diffcli.yaml"
@@ -371,7 +422,9 @@ def init(
     command.run(file, force=force)
 
 
-@app.command()
+@app.command(
+    epilog=_examples("diff check my.yaml", "diff check my.yaml --set data.train=miniworld/clean --json")
+)
 def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
     """Validate settings, count the data and say what a run would cost."""
     from diffcli.commands import check as command
@@ -380,7 +433,7 @@ def check(config: Config, overrides: Overrides = None, json: Json = False) -> No
     command.run(load_config(config, overrides=overrides or ()), config_name=config.stem, json=json)
 
 
-@app.command()
+@app.command(epilog=_examples("diff domains --root /data"))
 def domains(
     root: Annotated[
         Path | None,
@@ -402,10 +455,21 @@ data = typer.Typer(
 app.add_typer(data, name="data")
 
 
-@data.command("inspect")
+@data.command(
+    "inspect",
+    epilog=_examples(
+        "diff data inspect --domain gta5 --root /data/gta5",
+        "diff data inspect --config my.yaml -o inspected/",
+    ),
+)
 def inspect_data(
     domain: Annotated[
-        str | None, typer.Option(help="Domain, comma list of domains, or all.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Domain, comma list of domains, or all.",
+            show_default=False,
+            autocompletion=_complete_domains,
+        ),
     ] = None,
     root: Annotated[
         Path | None,
@@ -436,7 +500,7 @@ def inspect_data(
     command.run(domain=domain, root=root, split=split, config=settings, output=output, json=json)
 
 
-@app.command()
+@app.command(epilog=_examples("diff doctor --json"))
 def doctor(json: Json = False) -> None:
     """Show device, precisions, versions and cached weights."""
     from diffcli.commands import doctor as command
@@ -478,4 +542,6 @@ def _report(error: Exception) -> int:
 def _program_name() -> str:
     """The name that was typed."""
     name = Path(sys.argv[0]).stem
+    if {"--install-completion", "--show-completion"} & set(sys.argv):
+        return "diffcli" if name == "__main__" else name  # what the shell completes is one word
     return name if name in ("diff", "diffcli") else "python -m diffcli"
