@@ -37,6 +37,9 @@ class DIFFBackbone(nn.Module):
             the embedded one, whose latents are finer.
     """
 
+    passes: Tensor
+    """Passes in training so far; counted in the state dict, so that a resumed training draws on."""
+
     def __init__(self, model: SegmentationModel) -> None:
         """Take a model's extractor, fusion and pyramid; its head is left."""
         super().__init__()
@@ -151,7 +154,7 @@ class DIFFBackbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Behind `.to()`, `.cuda()` and `.cpu()`, the parents' too: the frozen model follows to the device."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.extractor.backbone.to(self.device)
         return self
 
@@ -160,7 +163,7 @@ class DIFFBackbone(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != _FROZEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.extractor = build_model(self.config, device=self.device, precision=self.precision).extractor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -176,9 +176,10 @@ class TrainedModel(SegmentationModel):
                 hint="predict(image, reference=mask), or a run with eval.reference: none",
             )
         pixels = any_image(image)
-        if identity is None:
-            named = isinstance(image, str | Path)
-            identity = Path(image).stem if named else content_identity(torch.from_numpy(pixels))
+        if identity is None and isinstance(image, str | Path):
+            identity = Path(image).stem
+        elif identity is None:
+            identity = content_identity(torch.from_numpy(pixels))
         (mask,) = segment_images(
             self,
             [network_image(pixels, self.settings.size)],
