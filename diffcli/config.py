@@ -155,6 +155,8 @@ class InversionConfig(Settings):
     """Class prompts act up to this timestep."""
     latent: Literal["sample", "mean"] = "sample"
     """Draw the VAE posterior (the published method) or take its mean."""
+    max_unet_batch: PositiveInt = 8
+    """Most rows (an image with one of its prompts) the U-Net takes in one call; a step with more is split. Bounds memory; results do not depend on it."""
     seed: NonNegativeInt = 0
     """Noise at inference is drawn from (this seed, the image's own name): the same image gives the same mask anywhere."""
 
@@ -337,6 +339,8 @@ class LossConfig(Settings):
     """kl: softmax temperature (the value is multiplied by its square)."""
     average: Literal["all", "labelled"] = "all"
     """Cross-entropy is averaged over all pixels (the published code) or over the labelled ones."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cross-entropy counts a class by its share of the source's pixels to the power of minus this: 0 is the published loss, 0.5 lets rare classes be learnt in short runs."""
 
 
 class TrainConfig(Settings):

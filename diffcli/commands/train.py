@@ -29,7 +29,7 @@ from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.core.optim import parameter_groups, set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
-from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.data.statistics import ClassStatistics, class_statistics, class_weights
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
@@ -123,6 +123,8 @@ class Trainer:
     """Optimizer steps done."""
     best: dict[str, Any] = field(default_factory=dict)
     """Iteration and score of the best checkpoint so far."""
+    class_weights: torch.Tensor | None = None
+    """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
     def save(self) -> None:
         """Write the last checkpoint and, in one file of its own, all that resuming needs."""
@@ -197,7 +199,18 @@ def setup(
     )
     optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
     paired, prepared = accelerator.prepare(PairedDecoder(model.decoder), optimizer)
-    return Trainer(config, folder, accelerator, model, paired, prepared, samples, targets)
+    return Trainer(
+        *(config, folder, accelerator, model, paired, prepared, samples, targets),
+        class_weights=_class_weights(samples, train.loss.class_balance, model.device),
+    )
+
+
+def _class_weights(samples: TrainingSet, balance: float, device: torch.device) -> torch.Tensor | None:
+    """What a pixel of each class counts in the cross-entropy; None where all count alike."""
+    if not balance:
+        return None
+    assert samples.statistics is not None, "counted where classes are weighed"
+    return torch.from_numpy(class_weights(samples.statistics.shares, balance=balance)).to(device)
 
 
 def fit(trainer: Trainer, stop: Stop) -> None:
@@ -286,7 +299,7 @@ def _losses(trainer: Trainer, batch: Batch) -> IPKLLosses:
     )
     with trainer.accelerator.autocast():
         conditional, unconditional = trainer.paired(features.conditional, features.unconditional)
-    return ipkl_loss(unconditional, conditional, labels, loss)
+    return ipkl_loss(unconditional, conditional, labels, loss, class_weights=trainer.class_weights)
 
 
 def _values(losses: IPKLLosses) -> dict[str, float]:
@@ -435,7 +448,7 @@ def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
 
 def _statistics(config: RunConfig, source: Domain) -> ClassStatistics | None:
     """Class shares of the source, where rare class sampling needs them; cached between runs."""
-    if config.train.rare_class_sampling is None:
+    if config.train.rare_class_sampling is None and not config.train.loss.class_balance:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
