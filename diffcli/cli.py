@@ -24,6 +24,13 @@ is named like a command is compared as `diff ./train other`. `diffcli` is the sa
 """
 
 
+def _examples(*lines: str) -> str:
+    """The end of a command's help: calls as they are typed, a line each, in a terminal and in a pipe."""
+    if _STYLED:
+        return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
 class _Commands(TyperGroup):
     """Turns Ctrl-C into an error like any other, before Typer ends the process without a word."""
 
@@ -48,12 +55,26 @@ class Interrupted(DiffError):
 app = typer.Typer(
     cls=_Commands,
     help=HELP,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown" if _STYLED else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _complete_runs(incomplete: str) -> list[str]:
+    """Names of the runs that hold something, for the shell."""
+    from diffcli.runs import CONFIG, RUNS
+
+    return sorted(path.parent.name for path in RUNS.glob(f"{incomplete}*/{CONFIG}"))
+
+
+def _complete_domains(incomplete: str) -> list[str]:
+    """Names of the known domains, for the shell."""
+    from diffcli.domains import DOMAINS
+
+    return sorted(name for name in DOMAINS if name.startswith(incomplete))
+
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings.", show_default=False)
@@ -70,7 +91,8 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="Run folder, name under runs/, or exported folder.  [newest finished run]",
+        help="Run folder, name under runs/, exported folder, or hub:OWNER/NAME.  [newest finished run]",
+        autocompletion=_complete_runs,
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
@@ -108,7 +130,13 @@ def _root(
 _root.__doc__ = HELP
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "diff train examples/quickstart.yaml",
+        "diff train my.yaml --set train.iterations=1000 --name first",
+        "diff train my.yaml --resume",
+    )
+)
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -138,13 +166,16 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Run folder, name or exported folder; repeatable.  [newest finished run]",
+            help="Run folder, name, exported folder or hub:OWNER/NAME; repeatable.  [newest finished run]",
+            autocompletion=_complete_runs,
         ),
     ] = None,
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the run's own data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the run's own data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -175,19 +206,30 @@ def evaluate(
     )
 
 
-app.command("eval")(evaluate)
-app.command("evaluate", hidden=True)(evaluate)
+_EVAL = _examples(
+    "diff eval --domain acdc/night --root /data/acdc",
+    "diff eval --run first --run second --domain all --json",
+)
+app.command("eval", epilog=_EVAL)(evaluate)
+app.command("evaluate", hidden=True, epilog=_EVAL)(evaluate)
 
 
-@app.command()
+@app.command(epilog=_examples("diff compare first second --domain acdc/night -o compare.png"))
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, names or exported folders.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, names or exported folders.",
+            autocompletion=_complete_runs,
+        ),
     ],
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the first run's data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the first run's data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -263,7 +305,7 @@ def predict(
     )
 
 
-@app.command()
+@app.command(epilog=_examples("diff submit --domain cityscapes --root /data/cityscapes -o cs.zip"))
 def submit(
     domain: Annotated[str, typer.Option(help="cityscapes, acdc or dark_zurich.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
@@ -312,7 +354,58 @@ def export(
     command.run(folder, output=output, with_backbone=with_backbone, json=json)
 
 
-@app.command("import")
+@app.command(
+    epilog=_examples(
+        "diff push first me/streets",
+        "diff predict photos/ -o masks/ --run hub:me/streets",
+        "DIFFCLI_HUB=/shared/models diff push first me/streets@v2",
+    )
+)
+def push(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Run folder or name under runs/.", autocompletion=_complete_runs),
+    ],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="OWNER/NAME, or OWNER/NAME@REVISION for a version.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; refuse one that is public.")
+    ] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Publish the frozen diffusion model as well.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="ID", help="Of the weights.  [the diffusion model's]", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Publish a run, with a model card, for --run hub:OWNER/NAME.
+
+    The hub is huggingface.co, once `hf auth login` has been run; where the environment variable DIFFCLI_HUB names a
+    folder, that folder takes its place, for writing and for reading.
+    """
+    from diffcli.runs import RUNS, find_run
+
+    folder = find_run(run, runs=RUNS)
+    from diffcli.commands import export as export_command
+    from diffcli.commands import push as command
+
+    command.run(
+        folder,
+        repo=repo,
+        export=export_command.run,
+        private=private,
+        with_backbone=with_backbone,
+        licence=licence,
+        json=json,
+    )
+
+
+@app.command("import", epilog=_examples("diff import checkpoint.pth -o runs/published"))
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint of the published code.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.")],
@@ -327,7 +420,7 @@ def import_checkpoint(
     command.run(checkpoint, output=output, config=config)
 
 
-@app.command()
+@app.command(epilog=_examples("diff init my.yaml", "diff init - | less"))
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; - for stdout.")] = Path(
         "diffcli.yaml"
@@ -340,7 +433,9 @@ def init(
     command.run(file, force=force)
 
 
-@app.command()
+@app.command(
+    epilog=_examples("diff check my.yaml", "diff check my.yaml --set data.train=miniworld/clean --json")
+)
 def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
     """Validate settings, count the data and say what a run would cost."""
     from diffcli.commands import check as command
@@ -349,7 +444,7 @@ def check(config: Config, overrides: Overrides = None, json: Json = False) -> No
     command.run(load_config(config, overrides=overrides or ()), config_name=config.stem, json=json)
 
 
-@app.command()
+@app.command(epilog=_examples("diff domains --root /data"))
 def domains(
     root: Annotated[
         Path | None,
@@ -371,10 +466,21 @@ data = typer.Typer(
 app.add_typer(data, name="data")
 
 
-@data.command("inspect")
+@data.command(
+    "inspect",
+    epilog=_examples(
+        "diff data inspect --domain gta5 --root /data/gta5",
+        "diff data inspect --config my.yaml -o inspected/",
+    ),
+)
 def inspect_data(
     domain: Annotated[
-        str | None, typer.Option(help="Domain, comma list of domains, or all.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Domain, comma list of domains, or all.",
+            show_default=False,
+            autocompletion=_complete_domains,
+        ),
     ] = None,
     root: Annotated[
         Path | None,
@@ -405,7 +511,7 @@ def inspect_data(
     command.run(domain=domain, root=root, split=split, config=settings, output=output, json=json)
 
 
-@app.command()
+@app.command(epilog=_examples("diff doctor --json"))
 def doctor(json: Json = False) -> None:
     """Show device, precisions, versions and cached weights."""
     from diffcli.commands import doctor as command
@@ -462,4 +568,6 @@ def _report(error: Exception) -> int:
 def _program_name() -> str:
     """The name that was typed."""
     name = Path(sys.argv[0]).stem
+    if {"--install-completion", "--show-completion"} & set(sys.argv):
+        return "diffcli" if name == "__main__" else name  # what the shell completes is one word
     return name if name in ("diff", "diffcli") else "python -m diffcli"

@@ -18,6 +18,7 @@ from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import Precision, SegmentationModel, build_model, content_identity, pad_to_multiple
 from diffcli.inference import open_run
+from diffcli.model_hub import run_path
 
 _FROZEN = "extractor"
 
@@ -35,6 +36,9 @@ class DIFFBackbone(nn.Module):
         out_strides: pixels a cell of each map covers: 4, 8, 16, 32 with Stable Diffusion's VAE, half as many with
             the embedded one, whose latents are finer.
     """
+
+    passes: Tensor
+    """Passes in training so far; counted in the state dict, so that a resumed training draws on."""
 
     def __init__(self, model: SegmentationModel) -> None:
         """Take a model's extractor, fusion and pyramid; its head is left."""
@@ -102,7 +106,7 @@ class DIFFBackbone(nn.Module):
         Raises:
             DiffError: see `diffcli.load`.
         """
-        return cls(open_run(Path(run)).load_model(device=device, precision=precision))
+        return cls(open_run(run_path(run)).load_model(device=device, precision=precision))
 
     @property
     def device(self) -> torch.device:
@@ -150,7 +154,7 @@ class DIFFBackbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Behind `.to()`, `.cuda()` and `.cpu()`, the parents' too: the frozen model follows to the device."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.extractor.backbone.to(self.device)
         return self
 
@@ -159,7 +163,7 @@ class DIFFBackbone(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != _FROZEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.extractor = build_model(self.config, device=self.device, precision=self.precision).extractor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -31,6 +31,7 @@ from diffcli.core.model import (
 from diffcli.data.roots import expand_domains
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.model_hub import run_path, short_name
 from diffcli.runs import CONFIG, LAST
 
 EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
@@ -59,7 +60,8 @@ class OpenRun:
     @property
     def name(self) -> str:
         """What tables call it."""
-        return self.path.resolve().stem if self.path.is_file() else self.path.resolve().name
+        path = self.path.resolve()
+        return path.stem if path.is_file() else short_name(path) or path.name
 
     def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
         """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
@@ -174,9 +176,10 @@ class TrainedModel(SegmentationModel):
                 hint="predict(image, reference=mask), or a run with eval.reference: none",
             )
         pixels = any_image(image)
-        if identity is None:
-            named = isinstance(image, str | Path)
-            identity = Path(image).stem if named else content_identity(torch.from_numpy(pixels))
+        if identity is None and isinstance(image, str | Path):
+            identity = Path(image).stem
+        elif identity is None:
+            identity = content_identity(torch.from_numpy(pixels))
         (mask,) = segment_images(
             self,
             [network_image(pixels, self.settings.size)],
@@ -192,14 +195,14 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     """The trained model of a run folder, an exported folder or a checkpoint file, ready to segment.
 
     Args:
-        path: where it lies.
+        path: where it lies; or hub:owner/name, as `diff push` published it.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, float32, bf16 or fp16.
 
     Raises:
         DiffError: see `open_run` and `OpenRun.load_model`.
     """
-    trained = open_run(Path(path))
+    trained = open_run(run_path(path))
     return TrainedModel(trained.load_model(device=device, precision=precision), trained.config.eval)
 
 

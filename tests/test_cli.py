@@ -28,6 +28,7 @@ OPTIONS = {
         *("--domain", "--output -o", "--run", "--root", "--split", "--device", "--set", "--json"),
     ],
     "export": ["RUN", "--output -o", "--with-backbone", "--json"],
+    "push": ["RUN", "REPO", "--private", "--with-backbone", "--license", "--json"],
     "import": ["CKPT", "--output -o", "--config"],
     "init": ["FILE", "--force"],
     "check": ["CONFIG", "--set", "--json"],

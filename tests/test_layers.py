@@ -32,7 +32,7 @@ FORBIDDEN: dict[str, set[str]] = {
         name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
         for name in (
             *("evaluation", "inference", "html_report", "score_report"),
-            *("any_image", "feature_backbone", "publishing", "model_card"),
+            *("any_image", "feature_backbone"),
         )
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
@@ -46,7 +46,10 @@ FORBIDDEN: dict[str, set[str]] = {
             "diffcli.cli",
             "diffcli.console",
         }
-        for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights")
+        for name in (
+            *("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights"),
+            *("model_card", "model_hub"),
+        )
     },
     "distributed": {
         *HEAVY,
