@@ -63,8 +63,8 @@ def _runs(mask: Pixels) -> dict[int, NDArray[np.int64]]:
     for train_id in np.unique(ids).tolist():
         own = ids == train_id
         edges = np.stack([starts[own], stops[own]], axis=1).ravel()
-        ends = [0, *edges] if edges[-1] == columns.size else [0, *edges, columns.size]
-        runs[train_id] = np.diff(np.asarray(ends, dtype=np.int64))
+        ends = edges if edges[-1] == columns.size else np.append(edges, columns.size)
+        runs[train_id] = ends - np.concatenate([[0], ends[:-1]])
     return runs
 
 

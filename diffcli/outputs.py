@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffcli.coco import annotations
 from diffcli.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
-from diffcli.errors import ConfigError
+from diffcli.errors import ConfigError, DiffError
 from diffcli.figures import score_picture
 from diffcli.files import write_atomically, write_text
 from diffcli.pictures import Pixels, blend, mask_image
@@ -118,18 +118,29 @@ class Outputs:
         return found
 
     def write(self, read: Read, planes: Planes) -> dict[str, Path]:
-        """Write every file of an image, each whole or not at all; kind -> file."""
+        """Write every file of an image, each whole or not at all; kind -> file.
+
+        Raises:
+            DiffError: one cannot be written.
+        """
         files = self.files(read.job)
         for kind, path in files.items():
-            match kind:
-                case "stats":
-                    write_text(path, json.dumps(self._stats(read, planes), indent=2) + "\n")
-                case "rle":
-                    found = annotations(planes.mask, classes=self.classes, image_id=read.job.mask.stem)
-                    write_text(path, json.dumps(found) + "\n")
-                case _:
-                    _save(path, self._picture(kind, read, planes))
+            try:
+                self._write(kind, path, read, planes)
+            except OSError as error:
+                raise DiffError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
         return files
+
+    def _write(self, kind: str, path: Path, read: Read, planes: Planes) -> None:
+        match kind:
+            case "stats":
+                write_text(path, json.dumps(self._stats(read, planes), indent=2) + "\n")
+            case "rle":
+                found = annotations(planes.mask, classes=self.classes, image_id=read.job.mask.stem)
+                write_text(path, json.dumps(found) + "\n")
+            case _:
+                with write_atomically(path) as temporary:  # quality is for JPEG; PNG knows none
+                    self._picture(kind, read, planes).save(temporary, quality=90)
 
     def _picture(self, kind: str, read: Read, planes: Planes) -> Image.Image:
         mask, image = planes.mask, read.full
@@ -148,7 +159,7 @@ class Outputs:
                 return grey(planes.confidence)
             case "uncertainty":
                 assert planes.uncertainty is not None
-                return grey(planes.uncertainty)
+                return grey(np.sqrt(planes.uncertainty))  # most of it is near 0, and would be black
             case _:
                 assert kind == HEATMAP_KIND
                 assert image is not None
@@ -241,9 +252,3 @@ def label_ids(classes: Sequence[str]) -> Pixels:
 def grey(scores: Scores) -> Image.Image:
     """Scores 0..1 as an 8-bit grey picture: 255 is 1."""
     return Image.fromarray(np.asarray(scores.clip(0, 1) * np.float32(255) + np.float32(0.5), dtype=np.uint8))
-
-
-def _save(path: Path, picture: Image.Image) -> None:
-    """Write a picture; the quality is for JPEG, PNG knows none."""
-    with write_atomically(path) as temporary:
-        picture.save(temporary, quality=90)

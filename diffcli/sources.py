@@ -6,6 +6,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -124,12 +125,10 @@ def _listed(inputs: Sequence[str]) -> Iterator[tuple[str, bool]]:
 def _lines(file: Iterable[str], *, where: str) -> list[str]:
     try:
         lines = [line.rstrip("\r\n") for line in file]
-    except UnicodeDecodeError as error:
-        lines, cause = ["\0"], error
-    else:
-        cause = None
+    except UnicodeDecodeError:
+        lines = ["\0"]
     if any("\0" in line for line in lines):
-        raise DataError("this is no list of paths", where=where, hint="one path a line, as text") from cause
+        raise DataError("this is no list of paths", where=where, hint="one path a line, as text")
     return [line for line in lines if line.strip()]
 
 
@@ -340,14 +339,14 @@ class Video:
     """
 
     def __init__(self, path: Path) -> None:
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what is wrong is said by us, in one line
         self.path = path
         if not path.is_file():
             raise DataError("cannot be read: no such file", where=str(path))
-        self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+        with _quiet_opencv():
+            self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+            self._first = self._grab()
         self.decoded = 0
         """Frames so far."""
-        self._first = self._grab()
         if self._first is None:
             self._capture.release()
             raise DataError("no frame of this video can be decoded", where=str(path))
@@ -383,11 +382,24 @@ class Video:
         return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8) if found else None
 
 
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """What is wrong with a video is said by us, in one line."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's, read when the first video is opened
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
 def count_frames(path: Path) -> int:
     """Frames that a video says it holds, for the progress bar; 1 where it cannot be opened."""
     try:
         video = Video(path)
     except DataError:
         return 1
+    count = video.count
     video.close()
-    return video.count
+    return count

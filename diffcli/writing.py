@@ -95,7 +95,7 @@ class Manifest:
         """What the file holds, so far as it can be read."""
         try:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise DiffError(f"cannot be read: {error.strerror}", where=str(self.path)) from error

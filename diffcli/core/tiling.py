@@ -94,12 +94,9 @@ def field_noise(seed: int, identities: Sequence[str], *, origin: tuple[int, int]
 
     def noise(image: int, shape: tuple[int, ...]) -> Tensor:
         draw, draws[image] = draws[image], draws[image] + 1
-        return torch.stack(
-            [
-                _field_part(f"{seed}:{identities[image]}:{draw}:{group}", origin, (shape[1], *shape[-2:]))
-                for group in range(shape[0])
-            ]
-        )
+        groups, channels, height, width = shape
+        names = [f"{seed}:{identities[image]}:{draw}:{group}" for group in range(groups)]
+        return torch.stack([_field_part(name, origin, (channels, height, width)) for name in names])
 
     return noise
 
