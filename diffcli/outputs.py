@@ -195,6 +195,50 @@ class Outputs:
         return told
 
 
+def choose_outputs(
+    jobs: Sequence[Job],
+    *,
+    write: str | None,
+    overlay: bool,
+    heatmap: str | None,
+    samples: int,
+    classes: tuple[str, ...],
+    palette: Pixels,
+) -> Outputs:
+    """What is written of images, of frames and of videos.
+
+    Without `write`: a mask of every image, a segmented video of every video. --overlay and --heatmap add to it.
+
+    Raises:
+        ConfigError: the options contradict each other or the inputs.
+    """
+    if samples < 1:
+        raise ConfigError("--samples takes a number from 1 on")
+    named = () if write is None else parse_kinds(write)
+    if "uncertainty" in named and samples == 1:
+        raise ConfigError(
+            "--write uncertainty needs several draws of noise", hint="--samples 4 averages four of them"
+        )
+    wanted = {*named, *(["overlay"] if overlay else [])}
+    videos, images = any(job.is_video for job in jobs), any(not job.is_video for job in jobs)
+    if VIDEO_KIND in named and not videos:
+        raise ConfigError("--write video: no input is a video", hint="--write overlay is that of images")
+    of_images = {*wanted, *([] if named else ["mask"]), *(["uncertainty"] if samples > 1 else [])}
+    of_frames = of_images if named else wanted
+    if images and of_images == {VIDEO_KIND} and heatmap is None:
+        raise ConfigError(
+            "--write video, but some inputs are images", hint="--write video,mask writes masks of images"
+        )
+    return Outputs(
+        kinds=tuple(kind for kind in SUFFIXES if kind in of_images),
+        frames=tuple(kind for kind in SUFFIXES if kind in of_frames),
+        classes=classes,
+        palette=palette,
+        heatmap=None if heatmap is None else known_class(heatmap, classes),
+        video=videos and (VIDEO_KIND in named or not named),
+    )
+
+
 def parse_kinds(text: str) -> tuple[str, ...]:
     """The kinds of a comma list, each once, in the order of KINDS.
 

@@ -6,12 +6,10 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from diffcli.config import Size
@@ -22,8 +20,8 @@ from diffcli.data.transforms import resize_image
 from diffcli.domains import IGNORE_ID
 from diffcli.errors import DataError, DiffError
 from diffcli.pictures import Pixels
+from diffcli.video import Video, is_video
 
-VIDEO_SUFFIXES = frozenset((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"))
 READERS, READ_AHEAD = 2, 16
 """Threads that read images, and how many they read at most before they are wanted; decoding releases Python's lock."""
 READ_AHEAD_BYTES = 256 << 20
@@ -60,11 +58,6 @@ class Job:
 
     def __str__(self) -> str:
         return str(self.image) if self.frame is None else f"{self.image}, frame {self.frame}"
-
-
-def is_video(path: str | Path) -> bool:
-    """Whether a file's ending is that of a video."""
-    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES
 
 
 # ------------------------------------------------------------------------------------------------- planning
@@ -292,7 +285,7 @@ class Reader:
         size = (image.shape[0], image.shape[1])
         return Read(job, seen, size, image if self.keep else None, reference)
 
-    def frames(self, job: Job, video: "Video") -> Iterator[Read | Failure]:
+    def frames(self, job: Job, video: Video) -> Iterator[Read | Failure]:
         """The frames of an open video in order, decoded by a thread while the model works."""
 
         def next_frame() -> Read | Failure | None:
@@ -329,77 +322,3 @@ def read_reference(path: Path, *, classes: int) -> Pixels:
             hint=f"a reference holds 0..{classes - 1} and {IGNORE_ID}, as diff predict writes it",
         )
     return pixels.astype(np.uint8)
-
-
-class Video:
-    """An open video file.
-
-    Raises:
-        DataError: it is missing, damaged, or holds no frame.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise DataError("cannot be read: no such file", where=str(path))
-        with _quiet_opencv():
-            self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-            self._first = self._grab()
-        self.decoded = 0
-        """Frames so far."""
-        if self._first is None:
-            self._capture.release()
-            raise DataError("no frame of this video can be decoded", where=str(path))
-        self.size = (self._first.shape[0], self._first.shape[1])
-        """Height and width."""
-
-    @property
-    def rate(self) -> float:
-        """Frames a second; 25 where the file does not say."""
-        rate = float(self._capture.get(cv2.CAP_PROP_FPS))
-        return rate if 0 < rate <= 1000 else 25.0
-
-    @property
-    def count(self) -> int:
-        """Frames that the file says it holds; at least 1, and not always right."""
-        return max(1, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
-    def next_frame(self) -> Pixels | None:
-        """The next frame (H,W,3) RGB, upright; None after the last one."""
-        frame, self._first = self._first, None
-        if frame is None and self.decoded:
-            frame = self._grab()
-        if frame is not None:
-            self.decoded += 1
-        return frame
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._capture.release()
-
-    def _grab(self) -> Pixels | None:
-        found, frame = self._capture.read()
-        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), dtype=np.uint8) if found else None
-
-
-@contextmanager
-def _quiet_opencv() -> Iterator[None]:
-    """What is wrong with a video is said by us, in one line."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's, read when the first video is opened
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-
-
-def count_frames(path: Path) -> int:
-    """Frames that a video says it holds, for the progress bar; 1 where it cannot be opened."""
-    try:
-        video = Video(path)
-    except DataError:
-        return 1
-    count = video.count
-    video.close()
-    return count

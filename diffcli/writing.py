@@ -1,4 +1,4 @@
-"""Results on their way to disk: writer threads with a bounded queue, the manifest of a folder, a video file."""
+"""Results on their way to disk: writer threads with a bounded queue, and the manifest of a folder."""
 
 import json
 import os
@@ -10,11 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import cv2
-
 from diffcli.errors import DiffError
-from diffcli.files import FULL, write_atomically, write_text
-from diffcli.pictures import Pixels
+from diffcli.files import FULL, write_text
 
 WRITERS, WAITING, WAITING_BYTES = 2, 16, 512 << 20
 """Threads that encode and write; results that may wait for them, in number and in bytes (one may be larger)."""
@@ -137,51 +134,6 @@ class Manifest:
         }
         with _said_when_full(self.path), open(self.path, "ab", buffering=0) as file:
             file.write((json.dumps(entry) + "\n").encode())
-
-
-class VideoFile:
-    """A video that is being written; frames (H,W,3) RGB of one size."""
-
-    def __init__(self, path: Path, *, rate: float) -> None:
-        self.path, self.rate = path, rate
-        self.frames = 0
-        """Frames so far."""
-        self._writer: cv2.VideoWriter | None = None
-
-    def add(self, frame: Pixels) -> None:
-        """Append a frame; sides are cut to even numbers, as the codec wants them.
-
-        Raises:
-            DiffError: there is no encoder for it.
-        """
-        height, width = (max(2, side // 2 * 2) for side in frame.shape[:2])
-        if self._writer is None:
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, codec, self.rate, (width, height))
-            if not self._writer.isOpened():
-                raise DiffError(
-                    f"this OpenCV cannot encode a video of {width}x{height}",
-                    where=str(self.path),
-                    hint="--write overlay writes its frames as pictures",
-                )
-        self.frames += 1
-        self._writer.write(cv2.cvtColor(frame[:height, :width], cv2.COLOR_RGB2BGR))
-
-    def close(self) -> None:
-        """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
-
-
-@contextmanager
-def open_video(path: Path, *, rate: float) -> Iterator[VideoFile]:
-    """A video file that is there when its last frame is, and not before."""
-    with write_atomically(path) as temporary:
-        video = VideoFile(temporary, rate=rate)
-        try:
-            yield video
-        finally:
-            video.close()
 
 
 @contextmanager

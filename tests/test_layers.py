@@ -40,7 +40,7 @@ FORBIDDEN: dict[str, set[str]] = {
             *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
             "diffcli.console",
         }
-        for name in ("sources", "outputs", "coco", "writing")
+        for name in ("sources", "outputs", "coco", "writing", "video")
     },
     **{
         name: {

@@ -256,7 +256,7 @@ def test_videos_without_frames_cost_only_themselves(tmp_path: Path, tiny_run: Pa
     assert written(tmp_path / "out") == ["whole_segmented.mp4"]
     assert [line["status"] for line in lines(tmp_path / "out")] == ["failed"] * 3 + ["done"]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom diffcli.sources import count_frames\n"
+        "import sys\nfrom pathlib import Path\nfrom diffcli.video import count_frames\n"
         "print([count_frames(Path(path)) for path in sys.argv[1:]], 'torch' in sys.modules)"
     )
     told = subprocess.run(
