@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffcli import console
 from diffcli.config import EvalConfig, Size
 from diffcli.core.inversion import Noise, seeded_noise
 from diffcli.core.memory import is_out_of_memory
@@ -132,7 +134,8 @@ class Predictor:
         Args:
             tile_noise: the images are tiles, and this is their noise.
         """
-        settings, source = self.settings, seeded_noise
+        settings = self.settings
+        source: NoiseSource = seeded_noise
         if tile_noise is not None:
             settings, source = settings.model_copy(update={"mode": "whole"}), tile_noise
 
@@ -167,60 +170,62 @@ class Predictor:
 
     def _batch_for(self, read: Read) -> int:
         if self.finds_batch and self.model.device.type == "cpu":
-            return max(1, min(self.batch_size, CPU_BATCH_PIXELS // _pixels(read)))
+            return max(1, min(self.batch_size, CPU_BATCH_PIXELS // math.prod(_size(read))))
         return self.batch_size
 
     def _take_less(self, reads: Sequence[Read]) -> None:
         """After memory ran out: half the batch, or tiles. Raises where neither is left."""
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        height, width = reads[0].image.shape[:2]
+        pixels = math.prod(_size(reads[0]))
         if self.finds_batch and len(reads) > 1:
             self.batch_size = len(reads) // 2
-        elif len(reads) == 1 and height * width > SMALL_TILE.width * SMALL_TILE.height:
-            self.tile, self.whole_pixels = self.tile or SMALL_TILE, height * width - 1
+        elif len(reads) == 1 and pixels > math.prod(SMALL_TILE):
+            self.tile, self.whole_pixels = self.tile or SMALL_TILE, pixels - 1
+            height, width = _size(reads[0])
+            console.warn(
+                f"memory does not hold {width}x{height} pixels: in tiles of {self.tile} from here on"
+            )
         else:
             raise not_enough_memory(self.model, reads[0].image, count=len(reads), where=reads[0].identity)
 
     # -------------------------------------------------------------------------------------------- in tiles
 
     def _is_tiled(self, read: Read) -> bool:
-        height, width = read.image.shape[:2]
-        tile = self._tile_of(read)
+        tile, (height, width) = self._tile_of(read), _size(read)
         return height * width > self.whole_pixels and (height > tile.height or width > tile.width)
 
     def _in_tiles(self, read: Read) -> Planes:
         try:
             for _ in range(self.refine):
-                read = Read(read.job, read.image, read.size, read.full, self._tiled(read).mask)
+                read = replace(read, reference=self._tiled(read).mask)
             planes = self._tiled(read)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             raise not_enough_memory(self.model, read.image, count=1, where=read.identity) from error
-        return planes if planes.mask.shape == read.size else _resized(planes, read.size)
+        return planes if _size(read) == read.size else _resized(planes, read.size)
 
     def _tiled(self, read: Read) -> Planes:
         """Planes at the network's size, a band of rows at a time: all classes are held for one row of tiles only."""
-        height, width = read.image.shape[:2]
         tile, multiple = self._tile_of(read), self.model.extractor.backbone.multiple
         overlap = [
             max(multiple, side // OVERLAP // multiple * multiple) for side in (tile.height, tile.width)
         ]
         bands = blended_bands(
-            (height, width),
+            _size(read),
             lambda rows, columns: self._tile(read, rows, columns),
             tile=(tile.height, tile.width),
             overlap=(overlap[0], overlap[1]),
             multiple=multiple,
         )
-        classes = len(self.model.config.classes)
-        return _joined(
-            [
-                self._finish(band[:classes], band[classes] if self.samples > 1 else None, band.shape[1:])
-                for _, band in bands
-            ]
-        )
+        classes, width = len(self.model.config.classes), _size(read)[1]
+
+        def finish(band: Tensor) -> Planes:
+            doubt = band[classes] if self.samples > 1 else None
+            return self._finish(band[:classes], doubt, (band.shape[1], width))
+
+        return _joined([finish(band) for _, band in bands])
 
     def _tile(self, read: Read, rows: slice, columns: slice) -> Tensor:
         """classes,h,w output of one tile, its disagreement behind it; its noise is a part of the image's field."""
@@ -232,7 +237,7 @@ class Predictor:
         images = to_model_range(torch.from_numpy(read.image[rows, columns][None]).to(self.model.device))
         reference = read.reference
         if reference is not None:
-            reference = _cut(reference, rows, columns, size=read.image.shape[:2])
+            reference = _cut(reference, rows, columns, size=_size(read))
         output, doubt = self._pass(images, [read.identity], _as_tensors([reference]), noise)
         return output[0] if doubt is None else torch.cat([output[0], doubt])
 
@@ -272,11 +277,13 @@ class Predictor:
 
 def _entropy(probabilities: Tensor) -> Tensor:
     """B,classes,h,w to B,h,w, in nats."""
-    return torch.special.entr(probabilities).sum(1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy
 
 
 def _resize(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    resized: Tensor = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    return resized
 
 
 def _array(plane: Tensor | None) -> Scores | None:
@@ -289,11 +296,11 @@ def _as_tensors(references: Sequence[Pixels | None]) -> list[Tensor | None] | No
     return [None if reference is None else torch.from_numpy(reference) for reference in references]
 
 
-def _cut(reference: Pixels, rows: slice, columns: slice, *, size: tuple[int, ...]) -> Pixels:
+def _cut(reference: Pixels, rows: slice, columns: slice, *, size: tuple[int, int]) -> Pixels:
     """A tile's part of an image's reference, which may be of another size; each pixel takes the nearest to its left."""
     down = np.arange(rows.start, rows.stop) * reference.shape[0] // size[0]
     across = np.arange(columns.start, columns.stop) * reference.shape[1] // size[1]
-    return reference[down[:, None], across]
+    return np.asarray(reference[down[:, None], across], dtype=np.uint8)
 
 
 def _joined(bands: Sequence[Planes]) -> Planes:
@@ -326,5 +333,6 @@ def _resized(planes: Planes, size: tuple[int, int]) -> Planes:
     )
 
 
-def _pixels(read: Read) -> int:
-    return read.image.shape[0] * read.image.shape[1]
+def _size(read: Read) -> tuple[int, int]:
+    """Height and width at which the network sees an image."""
+    return read.image.shape[0], read.image.shape[1]

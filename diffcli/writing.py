@@ -121,7 +121,7 @@ class Manifest:
             status: done, skipped or failed.
             size: height and width; told as [width, height].
             seconds: of the network, per image.
-            facts: further fields.
+            facts: further fields; those that are None are left out.
         """
         entry: dict[str, object] = {
             "input": str(image),
@@ -130,7 +130,7 @@ class Manifest:
             "outputs": {k: os.path.relpath(path, self.folder) for k, path in (outputs or {}).items()},
             "size": None if size is None else [size[1], size[0]],
             "seconds": None if seconds is None else round(seconds, 4),
-            **facts,
+            **{key: value for key, value in facts.items() if value is not None},
         }
         with _said_when_full(self.path), open(self.path, "ab", buffering=0) as file:
             file.write((json.dumps(entry) + "\n").encode())

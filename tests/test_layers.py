@@ -33,7 +33,7 @@ FORBIDDEN: dict[str, set[str]] = {
         for name in ("evaluation", "inference", "html_report", "score_report")
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
-    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands", "diffcli.console"},
+    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
     **{
         name: {
             *TERMINAL,
@@ -42,6 +42,7 @@ FORBIDDEN: dict[str, set[str]] = {
         }
         for name in ("sources", "outputs", "coco", "writing", "video")
     },
+    "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
     **{
         name: {
             *HEAVY,

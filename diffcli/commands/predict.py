@@ -1,43 +1,16 @@
 """`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from diffcli import console
 from diffcli.config import EvalConfig, Size
-from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.outputs import VIDEO_KIND, Outputs, Planes, choose_outputs
-from diffcli.pictures import Pixels, blend, class_palette
-from diffcli.sources import (
-    READ_AHEAD_BYTES,
-    Failure,
-    Job,
-    Read,
-    Reader,
-    plan,
-    refuse_collisions,
-)
-from diffcli.video import Video, VideoFile, count_frames, open_video
-from diffcli.writing import Manifest, WriterPool
-
-CUT_SHORT = 0.9
-"""A video breaks off where fewer than this share of the frames that it says it holds can be decoded."""
-
-
-class Model(Protocol):
-    """What segments: `diffcli.prediction.Predictor`, or anything else that gives planes for images."""
-
-    batch_size: int
-    """Images of one size that it takes at once; may change while it works."""
-
-    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
-        """Planes of images of one size, in order."""
+from diffcli.errors import ConfigError, DataError
+from diffcli.outputs import Outputs, choose_outputs
+from diffcli.pictures import class_palette
+from diffcli.segmenting import Outcome, first_line, segment_files
+from diffcli.sources import Job, Reader, plan, refuse_collisions
+from diffcli.writing import Manifest
 
 
 def run(
@@ -104,7 +77,8 @@ def run(
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
     outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
-    jobs = [job for job in jobs if job not in set(outcome.skipped)]
+    left_alone = set(outcome.skipped)
+    jobs = [job for job in jobs if job not in left_alone]
     replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
     if not jobs:
         report(outcome, outputs, run=run, output=output, replaced=0, json=json)
@@ -165,30 +139,7 @@ def _check_reference(settings: EvalConfig, references: Path | None, *, refine: i
         )
 
 
-# ----------------------------------------------------------------------------------------------- segmenting
-
-
-@dataclass
-class Outcome:
-    """What became of the images and videos."""
-
-    written: list[Job] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    """Left alone, since their outputs were there."""
-    frames: int = 0
-    """Segmented frames of videos."""
-    seconds: float = 0.0
-
-    def merged(self, other: "Outcome") -> "Outcome":
-        """Both together; the time is the longer one, of processes beside each other."""
-        return Outcome(
-            self.written + other.written,
-            self.failed + other.failed,
-            self.skipped + other.skipped,
-            self.frames + other.frames,
-            max(self.seconds, other.seconds),
-        )
+# ------------------------------------------------------------------------------------- beginning and telling
 
 
 def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
@@ -211,186 +162,6 @@ def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_exi
         if str(job.image) not in told:
             manifest.add(job.image, status="skipped", outputs=outputs.files(job))
     return Outcome(skipped=skipped)
-
-
-def segment_files(
-    model: Model,
-    jobs: Sequence[Job],
-    *,
-    reader: Reader,
-    outputs: Outputs,
-    manifest: Manifest,
-    skip_existing: bool = False,
-) -> Outcome:
-    """Segment and write every image and video; one that cannot be read or segmented is named and kept as failed.
-
-    Reading, the network and writing run beside each other; memory does not grow with the number of images.
-
-    Args:
-        skip_existing: leave frames of videos alone whose outputs are there.
-
-    Raises:
-        DiffError: the first images already cannot be segmented, or a file cannot be written.
-    """
-    started = time.monotonic()
-    total = sum(count_frames(job.image) if job.is_video else 1 for job in jobs)
-    with console.progress("predict", total, unit="images") as bar, WriterPool() as pool:
-        work = _Work(model, reader, outputs, manifest, skip_existing, pool, bar)
-        for videos, group in groupby(jobs, lambda job: job.is_video):
-            if videos:
-                for job in group:
-                    work.segment_video(job)
-            else:
-                work.segment_images(list(group))
-    work.outcome.seconds = time.monotonic() - started
-    return work.outcome
-
-
-@dataclass
-class _Work:
-    """The parts of one call, and its outcome so far."""
-
-    model: Model
-    reader: Reader
-    outputs: Outputs
-    manifest: Manifest
-    skip_existing: bool
-    pool: WriterPool
-    bar: console.Bar
-    outcome: Outcome = field(default_factory=Outcome)
-
-    def segment_images(self, jobs: Sequence[Job]) -> None:
-        for read, planes, seconds in self._predicted(self.reader.images(jobs)):
-            self._hand_over(read, planes, seconds)
-            self.outcome.written.append(read.job)
-
-    def segment_video(self, job: Job) -> None:
-        """One video's frames in order; a video that breaks off keeps what was decoded, and has failed."""
-        target = self.outputs.files(job).get(VIDEO_KIND)
-        if target is not None and self.skip_existing and target.is_file():
-            target = None
-        before, started = self.outcome.frames, time.monotonic()
-        try:
-            with closing(Video(job.image)) as video:
-                self._segment_frames(job, video, target)
-                size, decoded, count = video.size, video.decoded, video.count
-        except DataError as error:
-            self._fail([(job, error)])
-            return
-        frames = self.outcome.frames - before
-        error = DataError(f"it breaks off after frame {decoded} of {count}", where=str(job.image))
-        is_cut = decoded < CUT_SHORT * count
-        self.manifest.add(
-            job.image,
-            status="failed" if is_cut else "done",
-            outputs={} if target is None else {VIDEO_KIND: target},
-            size=size,
-            seconds=time.monotonic() - started,
-            frames=frames,
-            **({"error": error.message} if is_cut else {}),
-        )
-        if is_cut:
-            console.warn(_first_line((job, error)))
-            self.outcome.failed.append((job, error))
-        else:
-            self.outcome.written.append(job)
-
-    def _segment_frames(self, job: Job, video: Video, target: Path | None) -> None:
-        with ExitStack() as stack:
-            sink = None if target is None else stack.enter_context(open_video(target, rate=video.rate))
-            lane = stack.enter_context(WriterPool(1))  # one thread: frames stay in order
-            reads = self.reader.frames(job, video)
-            if sink is None and self.skip_existing:
-                reads = self._missing(reads)
-            for read, planes, seconds in self._predicted(reads):
-                self.outcome.frames += 1
-                if self.outputs.writes_frames:
-                    self._hand_over(read, planes, seconds)
-                if sink is not None and read.full is not None:
-                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs.palette)
-                    lane.submit(show, nbytes=read.full.nbytes)
-            lane.finish()
-            if sink is not None and not sink.frames:
-                raise DataError("not one frame could be segmented", where=str(job.image))
-
-    def _missing(self, reads: Iterator[Read | Failure]) -> Iterator[Read | Failure]:
-        """The frames whose outputs are not all there."""
-        for read in reads:
-            files = self.outputs.files(read.job) if isinstance(read, Read) else {}
-            if isinstance(read, Read) and all(path.is_file() for path in files.values()):
-                self.manifest.add(
-                    read.job.image, frame=read.job.frame, status="skipped", outputs=files, size=read.size
-                )
-                self.bar.update()
-            else:
-                yield read
-
-    def _predicted(self, reads: Iterator[Read | Failure]) -> Iterator[tuple[Read, Planes, float]]:
-        """Every image that could be read and segmented, what became of it, and the seconds that it took."""
-        for batch in self._batches(reads):
-            started, shared, done = time.perf_counter(), 0.0, 0
-            try:
-                for read, planes in zip(batch, self.model.predict(batch), strict=True):
-                    elapsed = time.perf_counter() - started
-                    if done == 0:  # the network ran for the whole batch
-                        shared = elapsed = elapsed / len(batch)
-                    else:
-                        elapsed += shared
-                    done += 1
-                    yield read, planes, elapsed
-                    started = time.perf_counter()
-            except DiffError as error:
-                if not self.outcome.written and not self.outcome.frames:
-                    raise
-                self._fail([(read.job, error) for read in batch[done:]])
-            self.bar.update(len(batch))
-
-    def _batches(self, reads: Iterator[Read | Failure]) -> Iterator[list[Read]]:
-        """Images of one size, as many as the model takes and memory should hold; failures are told on the way."""
-        batch: list[Read] = []
-        for read in reads:
-            if not isinstance(read, Read):
-                self._fail([read])
-                self.bar.update()
-                continue
-            if batch and batch[0].image.shape != read.image.shape:
-                yield batch
-                batch = []
-            batch.append(read)
-            if len(batch) >= self.model.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
-
-    def _hand_over(self, read: Read, planes: Planes, seconds: float) -> None:
-        self.pool.submit(partial(self._write, read, planes, seconds), nbytes=read.nbytes + planes.nbytes)
-
-    def _write(self, read: Read, planes: Planes, seconds: float) -> None:
-        """Runs in a writer thread: every file, then the manifest's line."""
-        line = partial(self.manifest.add, read.job.image, frame=read.job.frame, size=read.size)
-        try:
-            files = self.outputs.write(read, planes)
-        except DiffError as error:
-            with suppress(DiffError):  # on a full disk
-                line(status="failed", error=error.message)
-            raise
-        line(status="done", outputs=files, seconds=seconds)
-
-    def _fail(self, failures: Iterable[Failure]) -> None:
-        """Say at once which images are skipped, and keep them."""
-        for failure in failures:
-            job, error = failure
-            console.warn(f"skipped {_first_line(failure)}")
-            self.outcome.failed.append(failure)
-            self.manifest.add(job.image, frame=job.frame, status="failed", error=error.message)
-
-
-def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, palette: Pixels) -> None:
-    sink.add(blend(image, mask, palette))
-
-
-# ------------------------------------------------------------------------------------------------- telling
 
 
 def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, replaced: int, json: bool) -> None:
@@ -432,7 +203,7 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, repla
 
 
 def _failure(outcome: Outcome) -> DataError:
-    shown = [f"  - {_first_line(failure)}" for failure in outcome.failed[:20]]
+    shown = [f"  - {first_line(failure)}" for failure in outcome.failed[:20]]
     if len(outcome.failed) > len(shown):
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
     count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
@@ -440,10 +211,3 @@ def _failure(outcome: Outcome) -> DataError:
         "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
         hint="mend or take out these files; the others are done",
     )
-
-
-def _first_line(failure: Failure) -> str:
-    """The image and why it failed, without the hint."""
-    job, error = failure
-    text = str(error).splitlines()[0]
-    return text if str(job) in text else f"{job}: {text}"
