@@ -36,6 +36,16 @@ FORBIDDEN: dict[str, set[str]] = {
         )
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
+    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
+    **{
+        name: {
+            *TERMINAL,
+            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
+            "diffcli.console",
+        }
+        for name in ("sources", "outputs", "coco", "writing", "video")
+    },
+    "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
     **{
         name: {
             *HEAVY,
