@@ -213,9 +213,23 @@ def compare(
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the masks.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Images, folders, globs, videos; @FILE or - for a list of paths."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")],
     run: Run = None,
+    write: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Comma list of mask, label-ids, color, overlay, confidence, uncertainty, stats, rle, video."
+            "  [mask; of a video: video]",
+            show_default=False,
+        ),
+    ] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write the colours laid over the image.")
     ] = False,
@@ -230,10 +244,46 @@ def predict(
         Path | None,
         typer.Option(metavar="DIR", help="Masks to condition on, named like the images.", show_default=False),
     ] = None,
+    refine: Annotated[
+        int, typer.Option(metavar="N", help="Condition on the prediction itself, N times over.")
+    ] = 0,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Average N draws of noise; write their disagreement.")
+    ] = 1,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="See images at their own size, in overlapping tiles.  [above 2048x1024 pixels: 1024x1024]",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Images a forward pass, or auto: what fits.  [eval.batch_size]",
+            show_default=False,
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave images alone whose results are there.")
+    ] = False,
     device: Device = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment images into palette PNGs of train ids."""
+    """Segment images and videos into masks, overlays and more.
+
+    They lie below DIR in the tree of the images; DIR/predictions.jsonl tells of
+    each. Masks are palette PNGs of train ids. Examples:
+
+    \b
+    - diff predict photos/ -o out --write mask,overlay,stats
+    - diff predict street.mp4 -o out
+    - diff predict pano.png -o out --tile 1024x1024
+    - find . -name "*.jpg" | diff predict - -o out --skip-existing
+    - diff predict photos/ -o out --samples 8 --batch auto
+    """
     from diffcli.runs import RUNS, find_run
 
     folder = find_run(run, runs=RUNS)
@@ -243,9 +293,15 @@ def predict(
         images,
         run=folder,
         output=output,
+        write=write,
         overlay=overlay,
         heatmap=heatmap,
         reference=reference,
+        refine=refine,
+        samples=samples,
+        tile=tile,
+        batch=batch,
+        skip_existing=skip_existing,
         device=device,
         overrides=overrides or (),
         json=json,

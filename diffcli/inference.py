@@ -3,10 +3,9 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -168,74 +167,38 @@ def segment_images(
     Raises:
         DiffError: the network's output is not finite, or memory ran out.
     """
-    return _outputs(
-        model,
-        images,
-        predicted_ids,
-        sizes=sizes,
-        identities=identities,
-        config=config,
-        references=references,
-    )
-
-
-def score_images(
-    model: SegmentationModel,
-    images: Sequence[NDArray[np.uint8]],
-    *,
-    train_id: int,
-    sizes: Sequence[tuple[int, int]],
-    identities: Sequence[str],
-    config: EvalConfig,
-    references: Sequence[NDArray[np.uint8]] | None = None,
-) -> list[tuple[Tensor, Tensor]]:
-    """Masks as `segment_images` gives them, each with the softmax score of one class: H,W float32, 0..1."""
-    averaged = config.flip or config.scales != (1.0,)  # several passes come as softmax maps already
-
-    def both(output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        plane = (output if averaged else output.softmax(0))[train_id]
-        score = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return predicted_ids(output, size), score
-
-    return _outputs(
-        model, images, both, sizes=sizes, identities=identities, config=config, references=references
-    )
-
-
-T = TypeVar("T")
-
-
-def _outputs(
-    model: SegmentationModel,
-    images: Sequence[NDArray[np.uint8]],
-    finish: Callable[[Tensor, tuple[int, int]], T],
-    *,
-    sizes: Sequence[tuple[int, int]],
-    identities: Sequence[str],
-    config: EvalConfig,
-    references: Sequence[NDArray[np.uint8]] | None,
-) -> list[T]:
-    """What `finish` makes of each image's classes,h,w output and its size; see `segment_images`."""
     own = None if references is None else [torch.from_numpy(reference) for reference in references]
     try:
         batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
         output = segment(model, batch, config=config, identities=identities, references=own)
-        if not torch.isfinite(output).all():
-            raise DiffError(
-                f"the network's output is not finite in {model.precision}",
-                where=identities[0],
-                hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
-            )
-        return [finish(one, size) for one, size in zip(output, sizes, strict=True)]
+        refuse_not_finite(output, model=model, where=identities[0])
+        return [predicted_ids(one, size) for one, size in zip(output, sizes, strict=True)]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        height, width = images[0].shape[:2]
+        raise not_enough_memory(model, images[0], count=len(images), where=identities[0]) from error
+
+
+def refuse_not_finite(output: Tensor, *, model: SegmentationModel, where: str) -> None:
+    """Raise a DiffError where an output holds what is no number."""
+    if not torch.isfinite(output).all():
         raise DiffError(
-            f"not enough memory on {model.device} for {len(images)} x {width}x{height} pixels",
-            where=identities[0],
-            hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), or --set eval.mode=slide",
-        ) from error
+            f"the network's output is not finite in {model.precision}",
+            where=where,
+            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+        )
+
+
+def not_enough_memory(
+    model: SegmentationModel, image: NDArray[np.uint8], *, count: int, where: str
+) -> DiffError:
+    """The error for `count` images (h,w,3) of a size that memory does not hold."""
+    height, width = image.shape[:2]
+    return DiffError(
+        f"not enough memory on {model.device} for {count} x {width}x{height} pixels",
+        where=where,
+        hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), or --set eval.mode=slide",
+    )
 
 
 def predicted_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:

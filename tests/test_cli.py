@@ -21,8 +21,8 @@ OPTIONS = {
     "evaluate": ["--run", "--domain", "--root", "--set", "--output -o", "--device", "--json"],
     "compare": ["RUN...", "--domain", "--root", "--index", "--output -o", "--set", "--device", "--json"],
     "predict": [
-        *("IMAGES", "--output -o", "--run", "--overlay", "--heatmap"),
-        *("--json", "--reference", "--device", "--set"),
+        *("IMAGES", "--output -o", "--run", "--write", "--overlay", "--heatmap", "--json", "--reference"),
+        *("--refine", "--samples", "--tile", "--batch", "--skip-existing", "--device", "--set"),
     ],
     "submit": [
         *("--domain", "--output -o", "--run", "--root", "--split", "--device", "--set", "--json"),

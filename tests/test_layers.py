@@ -33,6 +33,15 @@ FORBIDDEN: dict[str, set[str]] = {
         for name in ("evaluation", "inference", "html_report", "score_report")
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
+    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands", "diffcli.console"},
+    **{
+        name: {
+            *TERMINAL,
+            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
+            "diffcli.console",
+        }
+        for name in ("sources", "outputs", "coco", "writing")
+    },
     **{
         name: {
             *HEAVY,

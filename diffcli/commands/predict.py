@@ -1,38 +1,44 @@
-"""`diff predict`: images to masks. Files, folders and globs in; palette PNGs of train ids in the same tree out."""
+"""`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
 
-import difflib
-import glob
-import os
-import re
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import Protocol
 
 from diffcli import console
-from diffcli.config import EvalConfig
-from diffcli.core.model import SegmentationModel
-from diffcli.data.images import read_image
-from diffcli.data.labels import read_pixels
-from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
-from diffcli.domains import IGNORE_ID
+from diffcli.config import EvalConfig, Size
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.figures import score_picture
-from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, network_image, open_run, score_images, segment_images
-from diffcli.pictures import Pixels, blend, class_palette, mask_image
+from diffcli.outputs import SUFFIXES, VIDEO_KIND, Outputs, Planes, known_class, parse_kinds
+from diffcli.pictures import Pixels, blend, class_palette
+from diffcli.sources import (
+    READ_AHEAD_BYTES,
+    Failure,
+    Job,
+    Read,
+    Reader,
+    Video,
+    count_frames,
+    plan,
+    refuse_collisions,
+)
+from diffcli.writing import Manifest, VideoFile, WriterPool, open_video
 
-READERS, READ_AHEAD = 2, 8
-"""Threads that read images, and how many they read before they are wanted; decoding releases Python's lock."""
-OVERLAY_SUFFIX = "_overlay.jpg"
+CUT_SHORT = 0.9
+"""A video breaks off where fewer than this share of the frames that it says it holds can be decoded."""
+
+
+class Model(Protocol):
+    """What segments: `diffcli.prediction.Predictor`, or anything else that gives planes for images."""
+
+    batch_size: int
+    """Images of one size that it takes at once; may change while it works."""
+
+    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
+        """Planes of images of one size, in order."""
 
 
 def run(
@@ -40,399 +46,441 @@ def run(
     *,
     run: Path,
     output: Path,
+    write: str | None = None,
     overlay: bool = False,
     heatmap: str | None = None,
     reference: Path | None = None,
+    refine: int = 0,
+    samples: int = 1,
+    tile: str | None = None,
+    batch: str | None = None,
+    skip_existing: bool = False,
     device: str | None = None,
     overrides: Sequence[str] = (),
     json: bool = False,
 ) -> None:
-    """Write a mask for every image below `output`, in the tree of the images.
+    """Write a mask for every image below `output`, in the tree of the images, and a line of `predictions.jsonl`.
 
     The noise is seeded by the file's stem: an image has the same mask wherever it lies and whatever lies beside it.
 
     Args:
-        images: files, folders (with their sub-folders) and globs.
+        images: files, folders (with their sub-folders), globs, videos, @LIST or - (stdin).
         run: a run folder, an exported folder or a checkpoint file.
-        overlay: also write <stem>_overlay.jpg, the colours laid over the image.
-        heatmap: also write <stem>_<class>_heatmap.png, the softmax score of this class over the image.
+        write: comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos.
+        overlay: also write the colours laid over the image.
+        heatmap: also write the softmax score of this class over the image.
         reference: folder of masks (train ids, same stems) that turn the conditional branch on.
+        refine: feed the prediction back so many times as the reference of the conditional branch.
+        samples: average so many draws of noise, and from 2 on write their disagreement.
+        tile: "1024x512": at the image's own size (or --set eval.size), in such tiles; None: above a limit.
+        batch: images a forward pass, or "auto"; None takes eval.batch_size.
+        skip_existing: leave images alone whose outputs are all there.
         device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
         overrides: "eval.size=512x256" and the like.
         json: print what was written as JSON on stdout.
 
     Raises:
         DataError: no images; or, after all else is done, some could not be read.
-        DiffError: see `open_run`, `OpenRun.load_model` and `segment_images`.
+        DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
     """
+    from diffcli.inference import open_run  # here, since what needs no PyTorch is also used without it
+    from diffcli.prediction import Predictor
+
     jobs = plan(images, output=output, references=reference)
+    tiles = None if tile is None else parse_tile(tile)
     trained = open_run(run, overrides=overrides)
-    if heatmap is not None:
-        heatmap = known_class(heatmap, trained.config.model.classes)
-        _refuse_heatmaps(jobs, name=heatmap)
-    settings = _settings(trained, reference)
-    model = trained.load_model(device=device)
-    replaced = sum(job.mask.exists() for job in jobs)
-    outcome = segment_files(model, jobs, settings, overlay=overlay, heatmap=heatmap)
-    count = len(outcome.written)
-    note = f" ({replaced} files there were replaced)" if replaced else ""
-    console.say(f"{count} {'mask' if count == 1 else 'masks'} in {output}{note}")
-    if json:
-        console.print_json(_report(outcome, run=run, output=output, overlay=overlay, heatmap=heatmap))
-    if outcome.failed:
-        raise _failure(outcome, count=len(jobs))
+    model_config, settings = trained.config.model, trained.config.eval
+    outputs = choose_outputs(
+        jobs,
+        write=write,
+        overlay=overlay,
+        heatmap=heatmap,
+        samples=samples,
+        classes=model_config.classes,
+        palette=class_palette(model_config),
+    )
+    refuse_collisions(jobs, outputs.files)
+    _check_reference(settings, reference, refine=refine, where=trained.path)
+    if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
+        settings = settings.model_copy(update={"size": None})
+    manifest = Manifest(output)
+    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
+    jobs = [job for job in jobs if job not in set(outcome.skipped)]
+    replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
+    if not jobs:
+        report(outcome, outputs, run=run, output=output, replaced=0, json=json)
+        return
+    predictor = Predictor(
+        trained.load_model(device=device),
+        settings,
+        batch=parse_batch(batch, otherwise=settings.batch_size),
+        tile=tiles,
+        refine=refine,
+        samples=samples,
+        confidence=outputs.wants_confidence,
+        score_of=outputs.score_of,
+    )
+    reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
+    found = segment_files(
+        predictor, jobs, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+    )
+    report(outcome.merged(found), outputs, run=run, output=output, replaced=replaced, json=json)
 
 
-# ------------------------------------------------------------------------------------------------- planning
+# -------------------------------------------------------------------------------------------------- options
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image and where its mask goes."""
+def choose_outputs(
+    jobs: Sequence[Job],
+    *,
+    write: str | None,
+    overlay: bool,
+    heatmap: str | None,
+    samples: int,
+    classes: tuple[str, ...],
+    palette: Pixels,
+) -> Outputs:
+    """What is written of images, of frames and of videos.
 
-    image: Path
-    mask: Path
-    reference: Path | None = None
-
-    @property
-    def overlay(self) -> Path:
-        """Where its overlay goes."""
-        return self.mask.with_name(self.mask.stem + OVERLAY_SUFFIX)
-
-    def heatmap(self, name: str) -> Path:
-        """Where the heat map of class `name` goes."""
-        word = re.sub(r"[^\w-]", "_", name)
-        return self.mask.with_name(f"{self.mask.stem}_{word}_heatmap.png")
-
-
-def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None) -> list[Job]:
-    """Every image once, in order, with its mask below `output` at its place below the inputs' common folder.
-
-    Two images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). What lies below `output` is no
-    input, unless it is named itself.
-
-    Raises:
-        DataError: an input is missing, nothing is found, or a mask would replace an image.
-    """
-    if output.exists() and not output.is_dir():
-        raise DataError("the output is a file", where=str(output), hint="give a folder: -o masks")
-    found = [_found(text, output=os.path.abspath(output)) for text in inputs]
-    files = list(dict.fromkeys(path for _, paths in found for path in paths))
-    if not files:
-        raise DataError(
-            "no images found",
-            where=", ".join(inputs),
-            hint="give image files, a folder that holds some, or a quoted glob",
-        )
-    base = os.path.commonpath([root for root, _ in found])
-    names = {path: os.path.relpath(path, base) for path in files}
-    stems = Counter(os.path.splitext(name)[0] for name in names.values())
-    masks = {
-        path: name if stems[os.path.splitext(name)[0]] > 1 else os.path.splitext(name)[0]
-        for path, name in names.items()
-    }
-    jobs = [Job(Path(path), output / f"{mask}.png") for path, mask in masks.items()]
-    _refuse_overwriting(jobs)
-    return jobs if references is None else _with_references(jobs, references, output=output)
-
-
-def _found(text: str, *, output: str) -> tuple[str, list[str]]:
-    """(the folder below which the tree is kept, images) of one input, all absolute and sorted."""
-    path = os.path.abspath(os.path.expanduser(text))
-    if os.path.isdir(path):
-        if path == output:
-            raise DataError(
-                "images and masks would share this folder", where=text, hint="give another one: -o masks"
-            )
-        return path, sorted(file for _, file in walk_images(Path(path)) if not _is_below(file, output))
-    if os.path.lexists(path):
-        return os.path.dirname(path), [path]
-    if not glob.has_magic(text):
-        raise DataError(
-            "no such file or folder", where=text, hint="give image files, folders, or a quoted glob"
-        )
-    root = path
-    while glob.has_magic(root):
-        root = os.path.dirname(root)
-    found = (match for match in glob.iglob(path, recursive=True) if os.path.isfile(match))
-    images = (match for match in found if os.path.splitext(match)[1].lower() in IMAGE_SUFFIXES)
-    return root, sorted(match for match in images if root == output or not _is_below(match, output))
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
-
-
-def _refuse_overwriting(jobs: Sequence[Job]) -> None:
-    images = {os.path.realpath(job.image) for job in jobs}
-    masks = Counter(os.path.realpath(job.mask) for job in jobs)
-    for job in jobs:
-        mask = os.path.realpath(job.mask)
-        if mask in images:
-            raise DataError(
-                "the mask would replace an image", where=str(job.mask), hint="give another folder: -o masks"
-            )
-        if masks[mask] > 1:
-            raise DataError(
-                "two images would write this mask", where=str(job.mask), hint="rename one of them"
-            )
-
-
-def _refuse_heatmaps(jobs: Sequence[Job], *, name: str) -> None:
-    """No heat map may replace an image or another image's mask."""
-    taken = {os.path.realpath(path) for job in jobs for path in (job.image, job.mask)}
-    for job in jobs:
-        if os.path.realpath(job.heatmap(name)) in taken:
-            raise DataError(
-                "the heat map would replace an image or a mask",
-                where=str(job.heatmap(name)),
-                hint="rename the image, or give another folder: -o masks",
-            )
-
-
-def known_class(word: str, classes: Sequence[str]) -> str:
-    """The class that `word` names; case, _ and - do not matter.
+    Without `write`: a mask of every image, a segmented video of every video. --overlay and --heatmap add to it.
 
     Raises:
-        ConfigError: there is none; says which may be meant.
+        ConfigError: the options contradict each other or the inputs.
     """
-
-    def plain(name: str) -> str:
-        return name.lower().replace("_", " ").replace("-", " ")
-
-    for name in classes:
-        if plain(name) == plain(word):
-            return name
-    close = difflib.get_close_matches(plain(word), classes, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"classes: {', '.join(classes)}"
-    raise ConfigError(f"this model has no class {word!r}", hint=hint)
-
-
-def _with_references(jobs: Sequence[Job], folder: Path, *, output: Path) -> list[Job]:
-    """Each job with its reference: the PNG at its mask's place below `folder`, else the one of its stem in there."""
-    if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), hint="--reference takes a folder of masks")
-    by_stem: dict[str, list[Path]] = {}
-    for path in (Path(path) for _, path in walk_images(folder)):
-        if path.suffix.lower() == ".png":
-            by_stem.setdefault(path.stem, []).append(path)
-
-    def reference(job: Job) -> Path:
-        own = folder / job.mask.relative_to(output)
-        candidates = by_stem.get(job.image.stem, [])
-        return own if own.is_file() or len(candidates) != 1 else candidates[0]
-
-    return [replace(job, reference=reference(job)) for job in jobs]
+    if samples < 1:
+        raise ConfigError("--samples takes a number from 1 on")
+    named = () if write is None else parse_kinds(write)
+    if "uncertainty" in named and samples == 1:
+        raise ConfigError(
+            "--write uncertainty needs several draws of noise", hint="--samples 4 averages four of them"
+        )
+    wanted = {*named, *(["overlay"] if overlay else [])}
+    videos, images = any(job.is_video for job in jobs), any(not job.is_video for job in jobs)
+    if VIDEO_KIND in named and not videos:
+        raise ConfigError("--write video: no input is a video", hint="--write overlay is that of images")
+    of_images = {*wanted, *([] if named else ["mask"]), *(["uncertainty"] if samples > 1 else [])}
+    of_frames = of_images if named else wanted
+    if images and of_images == {VIDEO_KIND} and heatmap is None:
+        raise ConfigError(
+            "--write video, but some inputs are images", hint="--write video,mask writes masks of images"
+        )
+    return Outputs(
+        kinds=tuple(kind for kind in SUFFIXES if kind in of_images),
+        frames=tuple(kind for kind in SUFFIXES if kind in of_frames),
+        classes=classes,
+        palette=palette,
+        heatmap=None if heatmap is None else known_class(heatmap, classes),
+        video=videos and (VIDEO_KIND in named or not named),
+    )
 
 
-def _settings(trained: OpenRun, references: Path | None) -> EvalConfig:
-    """The run's eval settings, checked against what predict can know."""
-    settings = trained.config.eval
+def parse_tile(text: str) -> Size:
+    """WIDTHxHEIGHT as a size. Raises ConfigError where it is none."""
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    if not (width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ConfigError(f"--tile {text}: not a size", hint="WIDTHxHEIGHT, as in --tile 1024x1024")
+    return Size(int(width), int(height))
+
+
+def parse_batch(text: str | None, *, otherwise: int) -> int | None:
+    """Images a forward pass; None for auto. Raises ConfigError where it is neither."""
+    if text is None:
+        return otherwise
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--batch {text}: neither a number from 1 on nor auto")
+    return int(text)
+
+
+def _check_reference(settings: EvalConfig, references: Path | None, *, refine: int, where: Path) -> None:
+    """The run's eval settings suit what predict can know."""
+    if refine < 0:
+        raise ConfigError("--refine takes a number from 0 on")
     if references is not None and settings.reference == "prediction":
         raise ConfigError(
-            "--reference and eval.reference=prediction contradict each other", hint="drop one of the two"
+            "--reference and eval.reference=prediction contradict each other",
+            hint="--reference DIR --refine 1 begins with the masks and feeds the prediction back",
         )
     if references is None and settings.reference == "labels":
         raise ConfigError(
             "eval.reference is labels, but images to predict have none",
-            where=str(trained.path),
+            where=str(where),
             hint="--reference DIR gives masks; --set eval.reference=none (or prediction) does without",
         )
-    return settings
 
 
 # ----------------------------------------------------------------------------------------------- segmenting
 
 
-Failure = tuple[Job, DiffError]
-"""A job that could not be done, and why."""
-
-
 @dataclass
 class Outcome:
-    """What became of the images."""
+    """What became of the images and videos."""
 
     written: list[Job] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    """Left alone, since their outputs were there."""
+    frames: int = 0
+    """Segmented frames of videos."""
     seconds: float = 0.0
 
-    def add_failures(self, failures: Iterable[Failure]) -> None:
-        """Say at once which images are skipped, and keep them."""
-        for failure in failures:
-            console.warn(f"skipped {_first_line(failure)}")
-            self.failed.append(failure)
+    def merged(self, other: "Outcome") -> "Outcome":
+        """Both together; the time is the longer one, of processes beside each other."""
+        return Outcome(
+            self.written + other.written,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            self.frames + other.frames,
+            max(self.seconds, other.seconds),
+        )
 
 
-@dataclass(frozen=True)
-class _Read:
-    """One image as a reader hands it over."""
+def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
+    """Open the folder and its manifest, and find what is there already: an outcome of skipped jobs.
 
-    job: Job
-    image: Pixels
-    """At the network's size."""
-    size: tuple[int, int]
-    """Height and width of the file, upright."""
-    full: Pixels | None
-    """At that size, where an overlay or a heat map wants it."""
-    reference: Pixels | None
+    Raises:
+        DiffError: the folder cannot be written to.
+    """
+
+    def is_there(job: Job) -> bool:
+        files = outputs.files(job)
+        to_take_apart = job.is_video and outputs.writes_frames
+        return bool(files) and not to_take_apart and all(path.is_file() for path in files.values())
+
+    skipped = [job for job in jobs if skip_existing and is_there(job)]
+    left = set(skipped)
+    manifest.begin(job.image for job in jobs if job not in left)
+    told = {entry.get("input") for entry in manifest.entries()} if skipped else set()
+    for job in skipped:
+        if str(job.image) not in told:
+            manifest.add(job.image, status="skipped", outputs=outputs.files(job))
+    return Outcome(skipped=skipped)
 
 
 def segment_files(
-    model: SegmentationModel,
+    model: Model,
     jobs: Sequence[Job],
-    settings: EvalConfig,
     *,
-    overlay: bool = False,
-    heatmap: str | None = None,
+    reader: Reader,
+    outputs: Outputs,
+    manifest: Manifest,
+    skip_existing: bool = False,
 ) -> Outcome:
-    """Segment and write every image; one that cannot be read or segmented is named, skipped and kept in `failed`.
+    """Segment and write every image and video; one that cannot be read or segmented is named and kept as failed.
+
+    Reading, the network and writing run beside each other; memory does not grow with the number of images.
 
     Args:
-        overlay: write the overlays as well.
-        heatmap: write heat maps of this class as well.
+        skip_existing: leave frames of videos alone whose outputs are there.
 
     Raises:
-        DiffError: the first images already cannot be segmented, or a mask cannot be written.
+        DiffError: the first images already cannot be segmented, or a file cannot be written.
     """
-    outcome, started = Outcome(), time.monotonic()
-    palette, keep = class_palette(model.config), overlay or heatmap is not None
-    train_id = None if heatmap is None else model.config.classes.index(heatmap)
+    started = time.monotonic()
+    total = sum(count_frames(job.image) if job.is_video else 1 for job in jobs)
+    with console.progress("predict", total, unit="images") as bar, WriterPool() as pool:
+        work = _Work(model, reader, outputs, manifest, skip_existing, pool, bar)
+        for videos, group in groupby(jobs, lambda job: job.is_video):
+            if videos:
+                for job in group:
+                    work.segment_video(job)
+            else:
+                work.segment_images(list(group))
+    work.outcome.seconds = time.monotonic() - started
+    return work.outcome
 
-    def read(job: Job) -> _Read | Failure:
+
+@dataclass
+class _Work:
+    """The parts of one call, and its outcome so far."""
+
+    model: Model
+    reader: Reader
+    outputs: Outputs
+    manifest: Manifest
+    skip_existing: bool
+    pool: WriterPool
+    bar: console.Bar
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def segment_images(self, jobs: Sequence[Job]) -> None:
+        for read, planes, seconds in self._predicted(self.reader.images(jobs)):
+            self._hand_over(read, planes, seconds)
+            self.outcome.written.append(read.job)
+
+    def segment_video(self, job: Job) -> None:
+        """One video's frames in order; a video that breaks off keeps what was decoded, and has failed."""
+        target = self.outputs.files(job).get(VIDEO_KIND)
+        if target is not None and self.skip_existing and target.is_file():
+            target = None
+        before, started = self.outcome.frames, time.monotonic()
         try:
-            return _read(job, settings, classes=len(model.config.classes), keep=keep)
+            with closing(Video(job.image)) as video:
+                self._segment_frames(job, video, target)
+                size, decoded, count = video.size, video.decoded, video.count
+        except DataError as error:
+            self._fail([(job, error)])
+            return
+        frames = self.outcome.frames - before
+        error = DataError(f"it breaks off after frame {decoded} of {count}", where=str(job.image))
+        is_cut = decoded < CUT_SHORT * count
+        self.manifest.add(
+            job.image,
+            status="failed" if is_cut else "done",
+            outputs={} if target is None else {VIDEO_KIND: target},
+            size=size,
+            seconds=time.monotonic() - started,
+            frames=frames,
+            **({"error": error.message} if is_cut else {}),
+        )
+        if is_cut:
+            console.warn(_first_line((job, error)))
+            self.outcome.failed.append((job, error))
+        else:
+            self.outcome.written.append(job)
+
+    def _segment_frames(self, job: Job, video: Video, target: Path | None) -> None:
+        with ExitStack() as stack:
+            sink = None if target is None else stack.enter_context(open_video(target, rate=video.rate))
+            lane = stack.enter_context(WriterPool(1))  # one thread: frames stay in order
+            reads = self.reader.frames(job, video)
+            if sink is None and self.skip_existing:
+                reads = self._missing(reads)
+            for read, planes, seconds in self._predicted(reads):
+                self.outcome.frames += 1
+                if self.outputs.writes_frames:
+                    self._hand_over(read, planes, seconds)
+                if sink is not None and read.full is not None:
+                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs.palette)
+                    lane.submit(show, nbytes=read.full.nbytes)
+            lane.finish()
+            if sink is not None and not sink.frames:
+                raise DataError("not one frame could be segmented", where=str(job.image))
+
+    def _missing(self, reads: Iterator[Read | Failure]) -> Iterator[Read | Failure]:
+        """The frames whose outputs are not all there."""
+        for read in reads:
+            files = self.outputs.files(read.job) if isinstance(read, Read) else {}
+            if isinstance(read, Read) and all(path.is_file() for path in files.values()):
+                self.manifest.add(
+                    read.job.image, frame=read.job.frame, status="skipped", outputs=files, size=read.size
+                )
+                self.bar.update()
+            else:
+                yield read
+
+    def _predicted(self, reads: Iterator[Read | Failure]) -> Iterator[tuple[Read, Planes, float]]:
+        """Every image that could be read and segmented, what became of it, and the seconds that it took."""
+        for batch in self._batches(reads):
+            started, shared, done = time.perf_counter(), 0.0, 0
+            try:
+                for read, planes in zip(batch, self.model.predict(batch), strict=True):
+                    elapsed = time.perf_counter() - started
+                    if done == 0:  # the network ran for the whole batch
+                        shared = elapsed = elapsed / len(batch)
+                    else:
+                        elapsed += shared
+                    done += 1
+                    yield read, planes, elapsed
+                    started = time.perf_counter()
+            except DiffError as error:
+                if not self.outcome.written and not self.outcome.frames:
+                    raise
+                self._fail([(read.job, error) for read in batch[done:]])
+            self.bar.update(len(batch))
+
+    def _batches(self, reads: Iterator[Read | Failure]) -> Iterator[list[Read]]:
+        """Images of one size, as many as the model takes and memory should hold; failures are told on the way."""
+        batch: list[Read] = []
+        for read in reads:
+            if not isinstance(read, Read):
+                self._fail([read])
+                self.bar.update()
+                continue
+            if batch and batch[0].image.shape != read.image.shape:
+                yield batch
+                batch = []
+            batch.append(read)
+            if len(batch) >= self.model.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def _hand_over(self, read: Read, planes: Planes, seconds: float) -> None:
+        self.pool.submit(partial(self._write, read, planes, seconds), nbytes=read.nbytes + planes.nbytes)
+
+    def _write(self, read: Read, planes: Planes, seconds: float) -> None:
+        """Runs in a writer thread: every file, then the manifest's line."""
+        line = partial(self.manifest.add, read.job.image, frame=read.job.frame, size=read.size)
+        try:
+            files = self.outputs.write(read, planes)
         except DiffError as error:
-            return job, error
-        except Exception as error:  # decoders raise nearly anything; one file must not cost the others
-            return job, DataError(f"cannot be read: {error}", where=str(job.image))
+            with suppress(DiffError):  # on a full disk
+                line(status="failed", error=error.message)
+            raise
+        line(status="done", outputs=files, seconds=seconds)
 
-    with console.progress("predict", len(jobs), unit="images") as bar:
-        for batch in _batched(_read_ahead(read, jobs), settings.batch_size):
-            outcome.add_failures(item for item in batch if not isinstance(item, _Read))
-            good = [item for item in batch if isinstance(item, _Read)]
-            for _, images in groupby(good, lambda item: item.image.shape):
-                same = list(images)
-                try:
-                    segmented = _segment(model, same, settings, score_of=train_id)
-                except DiffError as error:
-                    if not outcome.written:
-                        raise
-                    outcome.add_failures((item.job, error) for item in same)
-                    continue
-                for item, (mask, score) in zip(same, segmented, strict=True):
-                    _write(item.job.mask, mask_image(mask, palette))
-                    if overlay and item.full is not None:
-                        _write(item.job.overlay, Image.fromarray(blend(item.full, mask, palette)))
-                    if heatmap is not None and item.full is not None and score is not None:
-                        _write(item.job.heatmap(heatmap), score_picture(item.full, score, name=heatmap))
-                    outcome.written.append(item.job)
-            bar.update(len(batch))
-    outcome.seconds = time.monotonic() - started
-    return outcome
+    def _fail(self, failures: Iterable[Failure]) -> None:
+        """Say at once which images are skipped, and keep them."""
+        for failure in failures:
+            job, error = failure
+            console.warn(f"skipped {_first_line(failure)}")
+            self.outcome.failed.append(failure)
+            self.manifest.add(job.image, frame=job.frame, status="failed", error=error.message)
 
 
-def _read(job: Job, settings: EvalConfig, *, classes: int, keep: bool) -> _Read:
-    image = read_image(job.image)
-    reference = None if job.reference is None else _read_reference(job.reference, classes=classes)
-    size = (image.shape[0], image.shape[1])
-    return _Read(job, network_image(image, settings.size), size, image if keep else None, reference)
-
-
-def _read_reference(path: Path, *, classes: int) -> Pixels:
-    """Train ids (H,W) of a reference mask.
-
-    Raises:
-        DataError: unreadable, a colour image, or values that are no train ids.
-    """
-    pixels = read_pixels(path)
-    if pixels.ndim != 2:
-        raise DataError("a reference is a mask of train ids, this is a colour image", where=str(path))
-    outside = np.setdiff1d(pixels, [*range(classes), IGNORE_ID])
-    if outside.size:
-        raise DataError(
-            f"reference values that are no train ids: {', '.join(map(str, outside[:12]))}",
-            where=str(path),
-            hint=f"a reference holds 0..{classes - 1} and {IGNORE_ID}, as diff predict writes it",
-        )
-    return pixels.astype(np.uint8)
-
-
-def _segment(
-    model: SegmentationModel, items: Sequence[_Read], settings: EvalConfig, *, score_of: int | None
-) -> list[tuple[Pixels, NDArray[np.float32] | None]]:
-    """Masks of images of one network size, each at its file's size; with the scores of class `score_of`, if any."""
-    images, sizes = [item.image for item in items], [item.size for item in items]
-    names = [item.job.image.stem for item in items]
-    references = [item.reference for item in items if item.reference is not None] or None
-    if score_of is None:
-        masks = segment_images(
-            model, images, sizes=sizes, identities=names, config=settings, references=references
-        )
-        return [(mask.cpu().numpy(), None) for mask in masks]
-    scored = score_images(
-        model,
-        images,
-        train_id=score_of,
-        sizes=sizes,
-        identities=names,
-        config=settings,
-        references=references,
-    )
-    return [(mask.cpu().numpy(), score.cpu().numpy()) for mask, score in scored]
-
-
-def _write(path: Path, picture: Image.Image) -> None:
-    """Write a picture; the quality is for JPEG, PNG knows none."""
-    with write_atomically(path) as temporary:
-        picture.save(temporary, quality=90)
-
-
-def _read_ahead(read: Callable[[Job], _Read | Failure], jobs: Sequence[Job]) -> Iterator[_Read | Failure]:
-    """What `read` makes of the jobs, in order, read by threads while the model works."""
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[Future[_Read | Failure]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(read, job))
-            if len(waiting) > READ_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _batched(items: Iterator[_Read | Failure], size: int) -> Iterator[list[_Read | Failure]]:
-    while batch := list(islice(items, size)):
-        yield batch
+def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, palette: Pixels) -> None:
+    sink.add(blend(image, mask, palette))
 
 
 # ------------------------------------------------------------------------------------------------- telling
 
 
-def _report(
-    outcome: Outcome, *, run: Path, output: Path, overlay: bool, heatmap: str | None
-) -> dict[str, Any]:
-    """What --json prints."""
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, replaced: int, json: bool) -> None:
+    """Say what was written, print it as JSON if asked, and raise a DataError if anything failed."""
+    count = len(outcome.written)
+    notes = [
+        f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
+        f"{replaced} files there were replaced" if replaced else "",
+    ]
+    told = "; ".join(filter(None, notes))
+    what = f"{count} {'image' if count == 1 else 'images'}"
+    if outcome.frames:
+        videos = sum(job.is_video for job in outcome.written)
+        what = (
+            f"{count - videos} images and {outcome.frames} frames"
+            if count > videos
+            else f"{outcome.frames} frames"
+        )
+    console.say(f"{what} segmented into {output}{f' ({told})' if told else ''}")
+    if json:
+        console.print_json(
+            {
+                "run": str(run),
+                "output": str(output),
+                "images": [
+                    {
+                        "image": str(job.image),
+                        **{kind: str(path) for kind, path in outputs.files(job).items()},
+                    }
+                    for job in outcome.written
+                ],
+                "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
+                "skipped": [str(job.image) for job in outcome.skipped],
+                "seconds": round(outcome.seconds, 2),
+            }
+        )
+    if outcome.failed:
+        raise _failure(outcome)
 
-    def entry(job: Job) -> dict[str, str]:
-        files = {"image": job.image, "mask": job.mask}
-        if overlay:
-            files["overlay"] = job.overlay
-        if heatmap is not None:
-            files["heatmap"] = job.heatmap(heatmap)
-        return {key: str(path) for key, path in files.items()}
 
-    return {
-        "run": str(run),
-        "output": str(output),
-        "images": [entry(job) for job in outcome.written],
-        "failed": [{"image": str(job.image), "error": error.message} for job, error in outcome.failed],
-        "seconds": round(outcome.seconds, 2),
-    }
-
-
-def _failure(outcome: Outcome, *, count: int) -> DataError:
+def _failure(outcome: Outcome) -> DataError:
     shown = [f"  - {_first_line(failure)}" for failure in outcome.failed[:20]]
     if len(outcome.failed) > len(shown):
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
+    count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
         "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
         hint="mend or take out these files; the others are done",
@@ -443,4 +491,4 @@ def _first_line(failure: Failure) -> str:
     """The image and why it failed, without the hint."""
     job, error = failure
     text = str(error).splitlines()[0]
-    return text if str(job.image) in text else f"{job.image}: {text}"
+    return text if str(job) in text else f"{job}: {text}"
