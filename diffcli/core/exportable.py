@@ -1,8 +1,8 @@
 """The model as three plain nn.Modules that torch.export can trace: encoder, one step, decoder.
 
-Only the unconditional branch (method section 1.1): every image sees the prompt and the negative prompt alone, so that no
-tensor's shape depends on what an image shows. The schedule is not unrolled: one step module takes its index, and a few
-lines around it are the loop (`diffcli.exported`).
+Only the unconditional branch (method section 1.1): every image sees the prompt and the negative prompt alone, so that
+no tensor's shape depends on what an image shows. The schedule is not unrolled: one step module takes its index, and a
+few lines around it are the loop (`diffcli.exported`).
 
 Shapes: B images, S saved steps, C channels of all layers of a stage, h,w the latent grid.
 """
@@ -58,7 +58,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.extractor = extractor
         vae = extractor.backbone.vae
-        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv  # registered: the VAE's own decoder is not
+        self.encoder, self.quant_conv = (
+            vae.encoder,
+            vae.quant_conv,
+        )  # registered: the VAE's own decoder is not
+        self.channels = extractor.backbone.latent_channels
         schedule = extractor.schedule
         self.draws = encoder_draws(extractor)
         noised = schedule.one_step and extractor.kinds != "latent"
@@ -102,7 +106,7 @@ class Step(nn.Module):
         self.register_buffer("numbers", torch.tensor(table, dtype=torch.float32))
 
     def forward(self, latent: Tensor, noise: Tensor, index: Tensor) -> tuple[Tensor, ...]:
-        """B,4,h,w latent and noise and the step's index (int64, no dimensions) to the next latent and B,C,h,w a stage."""
+        """B,4,h,w latent and noise, and the step's index (int64), to the next latent and B,C,h,w a stage."""
         rows, batch = len(self.counts), latent.shape[0]
         timestep = self.timesteps.index_select(0, index.reshape(1))
         output_scale, latent_scale, keep, move, sigma = self.numbers.index_select(0, index.reshape(1))[0]
@@ -119,7 +123,9 @@ class Step(nn.Module):
 
     def _stage(self, taps: FeatureTaps, stage: int, batch: int) -> Tensor:
         """All layers of a stage: the negative prompt's row of a resnet, the counted sum of attention maps."""
-        maps = [self._reduced(layer, taps.maps[layer], batch) for layer in self.layers if layer.stage == stage]
+        maps = [
+            self._reduced(layer, taps.maps[layer], batch) for layer in self.layers if layer.stage == stage
+        ]
         return torch.cat(maps, dim=1)
 
     def _reduced(self, layer: FeatureLayer, maps: Tensor, batch: int) -> Tensor:
