@@ -1,8 +1,8 @@
 """Exported networks: what lies in their folder, and how they run without PyTorch.
 
 A folder holds three networks (`encoder`, `step`, `decoder`), the noise they were checked under, and `export.json`,
-which says all that is needed to run them. The loop over the schedule's steps is `ExportedModel.logits`: a few lines, to be
-written again wherever the networks are to run (README.md of the folder shows them).
+which says all that is needed to run them. The loop over the schedule's steps is `ExportedModel.logits`: a few lines, to
+be written again wherever the networks are to run (README.md of the folder shows them).
 """
 
 import os
@@ -47,6 +47,7 @@ class InputFacts(_Facts):
     width: int
     height: int
     multiple: int
+    largest_batch: int
 
 
 class NoiseFacts(_Facts):
@@ -251,7 +252,7 @@ class ExportedPredictor:
     def __init__(
         self, model: ExportedModel, *, batch: int = 1, confidence: bool = False, score_of: int | None = None
     ) -> None:
-        self.model, self.batch_size = model, batch
+        self.model, self.batch_size = model, min(batch, model.facts.input.largest_batch)
         self.confidence, self.score_of = confidence, score_of
 
     def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:

@@ -17,6 +17,7 @@ from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.errors import ConfigError, DiffError
 from diffcli.exported import (
+    DECODER,
     ENCODER,
     MEAN,
     NOISE,
@@ -158,14 +159,12 @@ def check_networks(
     return check
 
 
-def network_facts(
-    trained: OpenRun, model: SegmentationModel, folder: Path, *, kind: Kind, size: Size
-) -> dict[str, Any]:
+def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[str, Any]:
     """What `export.json` says of the networks: what goes in, what comes out, and how the loop goes."""
     extractor, config = model.extractor, model.config.inversion
     schedule, backbone = extractor.schedule, extractor.backbone
-    names = [part for part in ("encoder", "step", "decoder") if (folder / f"{part}.{kind}").is_file()]
     first, steps = encoder_draws(extractor), step_count(extractor)
+    names = [ENCODER, *([STEP] if steps else []), DECODER]
     palette = class_palette(model.config)
     draws = ["the VAE posterior's"] if config.latent == "sample" else []
     draws += ["the noising draw of one-step mode"] if first > len(draws) else []
@@ -185,7 +184,8 @@ def network_facts(
             "size": "fixed: resize images bilinearly to it, pad right and bottom with 0 to the multiple, "
             "crop the logits",
             "multiple": backbone.multiple,
-            "batch": f"dynamic, 1..{LARGEST_BATCH}",
+            "batch": "dynamic",
+            "largest_batch": LARGEST_BATCH,
             "layout": "B,3,H,W float32, RGB",
             "range": [-1, 1],
             "mean": MEAN,
@@ -213,8 +213,6 @@ def network_facts(
             ),
         },
         versions=versions(),
-        trained_with=trained.checkpoint.info.get("version"),
-        iteration=trained.checkpoint.info.get("iteration"),
     )
 
 

@@ -40,6 +40,9 @@ PACKAGES = (
     "pydantic",
     "typer",
     "rich",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 

@@ -42,6 +42,11 @@ FORBIDDEN: dict[str, set[str]] = {
         }
         for name in ("sources", "outputs", "coco", "writing")
     },
+    "exported": {
+        *TERMINAL,
+        *("torch", "diffusers", "transformers", "diffcli.cli", "diffcli.commands", "diffcli.console"),
+    },
+    "network_export": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
     **{
         name: {
             *HEAVY,

@@ -120,12 +120,15 @@ def _write_for_runtime(
     if dropped := left_out(trained.config.eval):
         console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")
     model = write_networks(trained, folder, kind=kind, size=size)
+    info = trained.checkpoint.info
     facts = {
         "format": 1,
         "diffcli": __version__,
-        **network_facts(trained, model, folder, kind=kind, size=size),
+        "trained_with": info.get("version"),
+        "iteration": info.get("iteration"),
+        **network_facts(model, kind=kind, size=size),
+        "base_model": _base_model(trained, included=True),
     }
-    facts["base_model"] = _base_model(trained, included=True)
     _write_json(folder / EXPORT_FACTS, facts)
     check = check_networks(model, folder, size=size, agreement=agreement)
     console.say(str(check))
