@@ -5,7 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -274,6 +274,14 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")],
     run: Run = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR_OR_FILE",
+            help="Exported networks (diff export --format onnx|pt2) instead of a run; ONNX needs no PyTorch.",
+            show_default=False,
+        ),
+    ] = None,
     write: Annotated[
         str | None,
         typer.Option(
@@ -336,9 +344,35 @@ def predict(
     - diff predict pano.png -o out --tile 1024x1024
     - find . -name "*.jpg" | diff predict - -o out --skip-existing
     - diff predict photos/ -o out --samples 8 --batch auto
+    - diff predict photos/ -o out --model first-onnx/
     """
     from diffcli.runs import RUNS, find_run
 
+    if model is not None:
+        from diffcli.commands import predict as command
+
+        refused = {
+            "--run": run,
+            "--reference": reference,
+            "--refine": refine,
+            "--samples": samples - 1,
+            "--tile": tile,
+            "--set": overrides,
+        }
+        command.run_exported(
+            images,
+            model=model,
+            output=output,
+            write=write,
+            overlay=overlay,
+            heatmap=heatmap,
+            batch=batch,
+            skip_existing=skip_existing,
+            device=device,
+            refused=[name for name, value in refused.items() if value],
+            json=json,
+        )
+        return
     folder = find_run(run, runs=RUNS)
     from diffcli.commands import predict as command
 
@@ -396,18 +430,40 @@ def submit(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name under runs/.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    format: Annotated[
+        Literal["folder", "onnx", "pt2"],
+        typer.Option(
+            "--format", help="folder for diffcli itself; onnx or pt2 (torch.export) for other runtimes."
+        ),
+    ] = "folder",
     with_backbone: Annotated[
-        bool, typer.Option("--with-backbone", help="Put the frozen diffusion model in as well.")
+        bool, typer.Option("--with-backbone", help="folder: put the frozen diffusion model in as well.")
     ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="onnx, pt2: size that images are resized to.  [eval.size]", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write one folder that loads anywhere offline."""
+    """Write one folder that runs anywhere offline.
+
+    onnx and pt2 hold the whole network of the unconditional branch, its noise and
+    export.json; they are reloaded and compared with the model before they are
+    kept. onnx needs `pip install 'diffcli[onnx]'`. Examples:
+
+    \b
+    - diff export first -o exported/ --with-backbone
+    - diff export first -o first-onnx/ --format onnx --size 1024x512
+    - diff predict photos/ -o masks/ --model first-onnx/
+    """
     from diffcli.runs import RUNS, find_run
 
     folder = find_run(run, runs=RUNS)
     from diffcli.commands import export as command
 
-    command.run(folder, output=output, with_backbone=with_backbone, json=json)
+    command.run(folder, output=output, format=format, with_backbone=with_backbone, size=size, json=json)
 
 
 @app.command(

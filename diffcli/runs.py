@@ -41,6 +41,9 @@ PACKAGES = (
     "pydantic",
     "typer",
     "rich",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 

@@ -46,6 +46,11 @@ FORBIDDEN: dict[str, set[str]] = {
         for name in ("sources", "outputs", "coco", "writing", "video")
     },
     "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
+    "exported": {
+        *TERMINAL,
+        *("torch", "diffusers", "transformers", "diffcli.cli", "diffcli.commands", "diffcli.console"),
+    },
+    "network_export": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
     **{
         name: {
             *HEAVY,

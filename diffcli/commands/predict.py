@@ -100,6 +100,72 @@ def run(
     report(outcome.merged(found), outputs, run=run, output=output, replaced=replaced, json=json)
 
 
+def run_exported(
+    images: Sequence[str],
+    *,
+    model: Path,
+    output: Path,
+    write: str | None = None,
+    overlay: bool = False,
+    heatmap: str | None = None,
+    batch: str | None = None,
+    skip_existing: bool = False,
+    device: str | None = None,
+    refused: Sequence[str] = (),
+    json: bool = False,
+) -> None:
+    """What `run` does, by networks that `diff export --format onnx|pt2` wrote; PyTorch is imported for pt2 alone.
+
+    Every image is seen at the exported size and under the stored noise, whatever its name.
+
+    Args:
+        model: the exported folder, or a file in it.
+        refused: options that were given and that exported networks cannot follow.
+
+    Raises:
+        ConfigError: there are some.
+        DataError: see `run`.
+        DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
+    """
+    from diffcli.exported import ExportedPredictor, open_exported
+
+    if refused:
+        raise ConfigError(
+            f"--model and {', '.join(refused)} do not go together",
+            hint="exported networks are one plain pass of the unconditional branch; --run RUN can do more",
+        )
+    jobs = plan(images, output=output)
+    exported = open_exported(model, device=device)
+    facts = exported.facts
+    outputs = choose_outputs(
+        jobs,
+        write=write,
+        overlay=overlay,
+        heatmap=heatmap,
+        samples=1,
+        classes=tuple(entry.name for entry in facts.classes),
+        palette=facts.palette,
+    )
+    refuse_collisions(jobs, outputs.files)
+    manifest = Manifest(output)
+    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
+    jobs = [job for job in jobs if job not in set(outcome.skipped)]
+    replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
+    if jobs:
+        predictor = ExportedPredictor(
+            exported,
+            batch=parse_batch(batch, otherwise=1) or 1,
+            confidence=outputs.wants_confidence,
+            score_of=outputs.score_of,
+        )
+        reader = Reader(facts.size, classes=len(facts.classes), keep=outputs.wants_image)
+        found = segment_files(
+            predictor, jobs, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+        )
+        outcome = outcome.merged(found)
+    report(outcome, outputs, run=model, output=output, replaced=replaced, json=json)
+
+
 # -------------------------------------------------------------------------------------------------- options
 
 
