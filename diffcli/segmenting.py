@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -51,6 +51,15 @@ class Outcome:
             self.skipped + other.skipped,
             self.frames + other.frames,
             max(self.seconds, other.seconds),
+        )
+
+    def in_order(self, jobs: Sequence[Job]) -> "Outcome":
+        """The same, in the order of `jobs`, which several processes shared."""
+        place = {job.image: i for i, job in enumerate(jobs)}
+        return replace(
+            self,
+            written=sorted(self.written, key=lambda job: place[job.image]),
+            failed=sorted(self.failed, key=lambda failure: place[failure[0].image]),
         )
 
 

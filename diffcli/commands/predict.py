@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli import console
+from diffcli import console, distributed
 from diffcli.config import EvalConfig, Size
 from diffcli.errors import ConfigError, DataError
 from diffcli.outputs import Outputs, choose_outputs
@@ -58,7 +58,7 @@ def run(
     from diffcli.inference import open_run  # here, since what needs no PyTorch is also used without it
     from diffcli.prediction import Predictor
 
-    jobs = plan(images, output=output, references=reference)
+    jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval
@@ -76,15 +76,17 @@ def run(
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
-    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
+    outcome = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
     left_alone = set(outcome.skipped)
-    jobs = [job for job in jobs if job not in left_alone]
-    replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
-    if not jobs:
+    todo = [job for job in jobs if job not in left_alone]
+    replaced = sum(path.exists() for job in todo for path in outputs.files(job).values())
+    if not todo:
         report(outcome, outputs, run=run, output=output, replaced=0, json=json)
         return
+    with distributed.together():
+        model = trained.load_model(device=device)
     predictor = Predictor(
-        trained.load_model(device=device),
+        model,
         settings,
         batch=parse_batch(batch, otherwise=settings.batch_size),
         tile=tiles,
@@ -94,10 +96,15 @@ def run(
         score_of=outputs.score_of,
     )
     reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    found = segment_files(
-        predictor, jobs, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+    own = distributed.share(todo, chunk=settings.batch_size)
+    shares = distributed.gather(
+        lambda: segment_files(
+            predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+        )
     )
-    report(outcome.merged(found), outputs, run=run, output=output, replaced=replaced, json=json)
+    for share in shares:
+        outcome = outcome.merged(share)
+    report(outcome.in_order(jobs), outputs, run=run, output=output, replaced=replaced, json=json)
 
 
 def run_exported(
