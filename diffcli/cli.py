@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffcli.errors import DiffError
+from diffcli import distributed
+from diffcli.errors import ConfigError, DiffError
 
 _STYLED = sys.stdout.isatty() and sys.stderr.isatty() and "NO_COLOR" not in os.environ
 
@@ -85,13 +86,23 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("train", "eval", "evaluate", "predict")
+"""Commands whose work several processes can share."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-) -> None: ...
+) -> None:
+    if distributed.world_size() > 1 and context.invoked_subcommand not in SHARED:
+        raise ConfigError(
+            f"diff {context.invoked_subcommand} is one process, not {distributed.world_size()}",
+            hint="start it without torchrun or accelerate launch",
+        )
 
 
 _root.__doc__ = HELP
@@ -465,25 +476,40 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a letter that the terminal lacks is spelled out, no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    sys.exit(distributed.leave(_run()))
+
+
+def _run() -> int:
+    """The exit code of the command, which told its errors."""
     try:
-        app(prog_name=_program_name())
+        distributed.start()
+        with distributed.one_voice():
+            app(prog_name=_program_name())
+    except SystemExit as end:  # how Typer ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         if os.environ.get("DIFFCLI_TRACEBACK"):
             traceback.print_exc()
-        sys.exit(_report(error))
+        return _report(error)
+    return 0
 
 
 def _report(error: Exception) -> int:
-    """Print what went wrong and what to do; the exit code."""
+    """Print what went wrong and what to do, unless another process says so; the exit code."""
     from diffcli import console
 
+    told = distributed.to_tell(error)
+    if told is None:
+        return error.exit_code if isinstance(error, DiffError) else 1
+    error = told
     if isinstance(error, DiffError):
         message = f"{error.where}: {error.message}" if error.where else error.message
         console.fail(message, hint=error.hint)
         return error.exit_code
     lines = str(error).splitlines()
+    place = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
     console.fail(
-        f"unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}",
+        f"unexpected {type(error).__name__}{place}{f': {lines[0]}' if lines else ''}",
         hint="a fault of diffcli or of a package it uses; run again with DIFFCLI_TRACEBACK=1 to see where",
     )
     return 1

@@ -8,17 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcli.any_image import any_image
 from diffcli.config import BackboneConfig, DomainConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
 from diffcli.config_file import load_config, override
 from diffcli.core.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.memory import is_out_of_memory
-from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
+from diffcli.core.model import (
+    SegmentationModel,
+    build_model,
+    content_identity,
+    segment,
+    to_model_range,
+)
 from diffcli.data.roots import expand_domains
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
@@ -130,7 +138,56 @@ def locate_checkpoint(path: Path) -> Path:
     )
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> SegmentationModel:
+class TrainedModel(SegmentationModel):
+    """A trained model that knows how its run evaluates: size, window, flips, scales, reference."""
+
+    def __init__(self, model: SegmentationModel, settings: EvalConfig) -> None:
+        super().__init__(
+            model.config, extractor=model.extractor, decoder=model.decoder, precision=model.precision
+        )
+        self.settings = settings
+
+    def predict(
+        self,
+        image: str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor,
+        *,
+        identity: str | None = None,
+        reference: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Train ids (H,W) uint8 of one image at its own size: of a file, the very mask that `diff predict` writes.
+
+        Args:
+            image: a file's path, a PIL image, an array or uint8 tensor (H,W,3 or H,W; a tensor 3,H,W too), or a float
+                tensor 3,H,W in [-1,1].
+            identity: what seeds the noise, with the run's own seed; None: a file's stem, else a hash of the pixels.
+            reference: train ids of the conditional branch, of any size; None takes the settings' choice.
+
+        Raises:
+            DataError: unreadable, or nothing that shows an image.
+            ConfigError: the settings want true labels as the reference, and none are given.
+            DiffError: see `segment_images`.
+        """
+        if reference is None and self.settings.reference == "labels":
+            raise ConfigError(
+                "eval.reference is labels, but no reference is given",
+                hint="predict(image, reference=mask), or a run with eval.reference: none",
+            )
+        pixels = any_image(image)
+        if identity is None:
+            named = isinstance(image, str | Path)
+            identity = Path(image).stem if named else content_identity(torch.from_numpy(pixels))
+        (mask,) = segment_images(
+            self,
+            [network_image(pixels, self.settings.size)],
+            sizes=[(pixels.shape[0], pixels.shape[1])],
+            identities=[identity],
+            config=self.settings,
+            references=None if reference is None else [reference],
+        )
+        return mask.cpu().numpy()
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> TrainedModel:
     """The trained model of a run folder, an exported folder or a checkpoint file, ready to segment.
 
     Args:
@@ -141,7 +198,8 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     Raises:
         DiffError: see `open_run` and `OpenRun.load_model`.
     """
-    return open_run(Path(path)).load_model(device=device, precision=precision)
+    trained = open_run(Path(path))
+    return TrainedModel(trained.load_model(device=device, precision=precision), trained.config.eval)
 
 
 def network_image(image: NDArray[np.uint8], size: Size | None) -> NDArray[np.uint8]:
@@ -221,6 +279,7 @@ def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            backbone = model.backbone.model_copy(update={"source": str(source), "revision": None})
+            own = {"source": str(source), "revision": None, "unet_weights": None}
+            backbone = model.backbone.model_copy(update=own)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model

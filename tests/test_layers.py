@@ -30,7 +30,10 @@ FORBIDDEN: dict[str, set[str]] = {
     "commands": {"typer", "diffcli.cli", "diffcli.commands"},
     **{
         name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
-        for name in ("evaluation", "inference", "html_report", "score_report")
+        for name in (
+            *("evaluation", "inference", "html_report", "score_report"),
+            *("any_image", "feature_backbone", "publishing", "model_card"),
+        )
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
     "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
@@ -55,6 +58,11 @@ FORBIDDEN: dict[str, set[str]] = {
         }
         for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights")
     },
+    "distributed": {
+        *HEAVY,
+        *TERMINAL,
+        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli", "diffcli.console"),
+    },
     "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
     "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
     "__main__": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
@@ -62,7 +70,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 """A file of the package, or a folder of it -> what its files may never import."""
 
-AT_TOP_ONLY = {"__main__", "__init__"}
+AT_TOP_ONLY = {"__main__", "__init__", "distributed"}
 """Files that may import such things inside a function, when they are asked for."""
 
 LIGHT_COMMANDS = ("check", "init", "domains", "doctor", "inspect_data")

@@ -15,8 +15,9 @@ from diffcli import __version__, console
 from diffcli.config import EMBEDDED, BackboneConfig, as_plain
 from diffcli.core import hub
 from diffcli.core.loading import open_source, quiet, resolve_prediction_type
-from diffcli.core.pipeline_folder import PipelineFolder
+from diffcli.core.pipeline_folder import WEIGHT_STEMS, PipelineFolder
 from diffcli.core.single_file import PREFIXES, SingleFile
+from diffcli.core.unet_weights import check_unet_weights
 from diffcli.core.weight_files import read_header
 from diffcli.errors import DiffError
 from diffcli.inference import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, OpenRun, open_run
@@ -52,9 +53,12 @@ def run(run: Path, *, output: Path, with_backbone: bool = False, json: bool = Fa
         )
     files = sorted(path for path in output.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
-    if not included and Path(trained.config.model.backbone.source).expanduser().exists():
+    backbone = trained.config.model.backbone
+    local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
+    local += [str(backbone.unet_weights)] if backbone.unet_weights is not None else []
+    if not included and local:
         console.warn(
-            f"the frozen model is at {trained.config.model.backbone.source} on this machine only; "
+            f"the frozen model is at {' and '.join(local)} on this machine only; "
             "--with-backbone puts it into the folder"
         )
     console.say(f"exported {run} to {output}: {len(files)} files, {size / 1e6:.1f} MB")
@@ -116,13 +120,26 @@ def _write_backbone(config: BackboneConfig, folder: Path) -> bool:
         BackboneError: it is not there, or incomplete.
     """
     source = open_source(config)
-    source.check(skip_unet_weights=config.random_weights)
+    source.check(skip_unet_weights=not config.own_unet_weights)
     if isinstance(source, PipelineFolder):
-        _copy_components(source, folder, unet_weights=not config.random_weights)
+        _copy_components(source, folder, unet_weights=config.own_unet_weights)
     else:
         _convert_file(source, config, folder)
+    if config.unet_weights is not None:
+        _replace_unet(config, folder)
     PipelineFolder(folder, config.variant).check(skip_unet_weights=config.random_weights)
     return True
+
+
+def _replace_unet(config: BackboneConfig, folder: Path) -> None:
+    """Put the file of `unet_weights` where the U-Net's own weights would lie, in its own precision."""
+    assert config.unet_weights is not None
+    unet = folder / "unet"
+    check_unet_weights(config.unet_weights, PipelineFolder(folder).config("unet"))
+    for path in unet.glob("*.safetensors*"):  # of a converted single file
+        path.unlink()
+    variant = f".{config.variant}" if config.variant else ""
+    shutil.copyfile(config.unet_weights.expanduser(), unet / f"{WEIGHT_STEMS['unet']}{variant}.safetensors")
 
 
 def _copy_components(source: PipelineFolder, folder: Path, *, unet_weights: bool) -> None:
@@ -192,6 +209,7 @@ def _facts(trained: OpenRun, *, included: bool) -> dict[str, Any]:
             "revision": model.backbone.revision,
             "commit": _commit(model.backbone),
             "variant": model.backbone.variant,
+            "unet_weights": str(model.backbone.unet_weights) if model.backbone.unet_weights else None,
             "fingerprint": info.get("fingerprint"),
             "included": included,
         },
@@ -216,10 +234,11 @@ def _readme(trained: OpenRun, facts: dict[str, Any], *, name: str) -> str:
         "It lies in `backbone/`: nothing is downloaded."
         if base["included"]
         else "It ships with diffcli: nothing is downloaded."
-        if base["source"] == EMBEDDED
+        if base["source"] == EMBEDDED and not base["unet_weights"]
         else "It is not in this folder: diffcli takes it from the cache or downloads it when the model is loaded."
     )
     commit = f", commit `{base['commit']}`" if base["commit"] else ""
+    unet = f", its U-Net with the weights of `{base['unet_weights']}`" if base["unet_weights"] else ""
     return f"""# {name}
 
 A semantic segmentation model on the frozen features of a text-to-image diffusion model.
@@ -245,6 +264,6 @@ logits = model.logits(images)  # B,3,H,W in [-1, 1] -> B,{len(model.classes)},H,
 - `{EXPORT_CONFIG}`: settings of the model and of its evaluation
 - `{EXPORT_FACTS}`: {len(model.classes)} classes with train ids and colours, the base model, versions
 
-Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}). {where}
+Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}){unet}. {where}
 Its own licence applies to it.
 """

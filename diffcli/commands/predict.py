@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli import console
+from diffcli import console, distributed
 from diffcli.config import EvalConfig, Size
 from diffcli.errors import ConfigError, DataError
 from diffcli.outputs import Outputs, choose_outputs
 from diffcli.pictures import class_palette
-from diffcli.segmenting import Outcome, first_line, segment_files
+from diffcli.segmenting import Outcome, first_line, merged, segment_files
 from diffcli.sources import Job, Reader, plan, refuse_collisions
 from diffcli.writing import Manifest
 
@@ -76,17 +76,18 @@ def run(
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
-    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
-    left_alone = set(outcome.skipped)
-    jobs = [job for job in jobs if job not in left_alone]
-    replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
-    if not jobs:
-        report(outcome, outputs, run=run, output=output, replaced=0, json=json)
+    distributed.require_same(jobs, what="images")
+    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    left_alone = set(begun.skipped)
+    left = [job for job in jobs if job not in left_alone]
+    if not left:
+        report(begun, outputs, run=run, output=output, json=json)
         return
+    batch_size = parse_batch(batch, otherwise=settings.batch_size)
     predictor = Predictor(
         trained.load_model(device=device),
         settings,
-        batch=parse_batch(batch, otherwise=settings.batch_size),
+        batch=batch_size,
         tile=tiles,
         refine=refine,
         samples=samples,
@@ -94,10 +95,17 @@ def run(
         score_of=outputs.score_of,
     )
     reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    found = segment_files(
-        predictor, jobs, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+    own = distributed.share(left, chunk=batch_size or 1)
+    shares = distributed.gather(
+        lambda: segment_files(
+            predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+        )
     )
-    report(outcome.merged(found), outputs, run=run, output=output, replaced=replaced, json=json)
+    outcome = merged([begun, *shares], jobs)
+    report(outcome, outputs, run=run, output=output, json=json)
+    distributed.barrier()
+    if outcome.failed:
+        raise _failure(outcome)
 
 
 # -------------------------------------------------------------------------------------------------- options
@@ -161,15 +169,16 @@ def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_exi
     for job in skipped:
         if str(job.image) not in told:
             manifest.add(job.image, status="skipped", outputs=outputs.files(job))
-    return Outcome(skipped=skipped)
+    replaced = sum(path.exists() for job in jobs if job not in left for path in outputs.files(job).values())
+    return Outcome(skipped=skipped, replaced=replaced)
 
 
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, replaced: int, json: bool) -> None:
-    """Say what was written, print it as JSON if asked, and raise a DataError if anything failed."""
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json: bool) -> None:
+    """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
         f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
-        f"{replaced} files there were replaced" if replaced else "",
+        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
     ]
     told = "; ".join(filter(None, notes))
     what = f"{count} {'image' if count == 1 else 'images'}"
@@ -198,8 +207,6 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, repla
                 "seconds": round(outcome.seconds, 2),
             }
         )
-    if outcome.failed:
-        raise _failure(outcome)
 
 
 def _failure(outcome: Outcome) -> DataError:

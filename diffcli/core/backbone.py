@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class DiffusionBackbone:
         prediction_type: str,
         prompt_embeddings: Mapping[str, Tensor],
     ) -> None:
-        self.vae = vae.eval().requires_grad_(False)
-        self.unet = unet.eval().requires_grad_(False)
+        # channels last: convolutions and the transformer's tokens share one layout, so that nothing is rearranged
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.alphas_cumprod = alphas_cumprod.float().cpu()
         self.prediction_type = prediction_type
         self.prompt_embeddings = {
@@ -52,6 +53,14 @@ class DiffusionBackbone:
         """Where the networks live."""
         device: torch.device = next(self.unet.parameters()).device
         return device
+
+    def to(self, device: torch.device) -> None:
+        """Move networks and prompt embeddings to another device."""
+        if device == self.device:
+            return
+        self.vae.to(device)
+        self.unet.to(device)
+        self.prompt_embeddings = {prompt: e.to(device) for prompt, e in self.prompt_embeddings.items()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -84,12 +93,39 @@ class DiffusionBackbone:
     @torch.no_grad()
     def predict_noise(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
         """eps of B,4,h,w float32 latents at one timestep, a prompt each, float32 (method section 1.1)."""
-        text = torch.stack([self.prompt_embeddings[prompt] for prompt in prompts])
-        output: Tensor = self.unet(
-            latents.to(self.dtype), timestep, encoder_hidden_states=text
-        ).sample.float()
-        self.evaluations += len(latents)
+        output = self._unet(latents, timestep, prompts).float()
         if self.prediction_type == "epsilon":
             return output
         alpha = float(self.alphas_cumprod[timestep])
         return math.sqrt(alpha) * output + math.sqrt(1 - alpha) * latents
+
+    @torch.no_grad()
+    def run_until(self, module: nn.Module, latents: Tensor, timestep: int, prompts: Sequence[str]) -> None:
+        """Evaluate the U-Net as `predict_noise` does, but nothing behind `module`, one of its parts.
+
+        For who reads features with hooks and needs no noise prediction: hooks registered before this call have seen
+        the module's output when it ends. Counts as an evaluation.
+        """
+
+        def stop(_module: nn.Module, _inputs: object, _output: object) -> None:
+            raise _Reached
+
+        handle = module.register_forward_hook(stop)
+        try:
+            self._unet(latents, timestep, prompts)
+        except _Reached:
+            return
+        finally:
+            handle.remove()
+        raise AssertionError("the module is no part of what the U-Net runs")
+
+    def _unet(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
+        """The network's own output."""
+        self.evaluations += len(latents)
+        text = torch.stack([self.prompt_embeddings[prompt] for prompt in prompts])
+        output: Tensor = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=text).sample
+        return output
+
+
+class _Reached(Exception):
+    """The module after which nothing is wanted has run."""

@@ -5,13 +5,16 @@ Maps come coarsest first (strides 32, 16, 8 in Stable Diffusion); the pyramid's 
 
 from collections.abc import Sequence
 from math import gcd
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.config import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
+
+if TYPE_CHECKING:  # this half needs no diffusion model
+    from diffcli.core.features import StepMaps
 
 
 def _norm(groups: int, channels: int) -> nn.GroupNorm:
@@ -39,22 +42,61 @@ class Bottleneck(nn.Module):
         return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), _norm(16, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
+        return self._behind_first(self.conv1(x), self.shortcut(x))
+
+    def project(self, x: Tensor, columns: Sequence[slice]) -> Tensor:
+        """The share that some input channels have in the first convolution and in the projection, B,P/4 + P,h,w.
+
+        Both are linear: shares of all channels sum to what `finish` takes.
+        """
+        shortcut = self.shortcut[0].weight if isinstance(self.shortcut, nn.Sequential) else self._identity()
+        weights = [torch.cat([w[:, own] for own in columns], dim=1) for w in (self.conv1.weight, shortcut)]
+        return F.conv2d(x, torch.cat(weights))
+
+    def finish(self, projected: Tensor) -> Tensor:
+        """The output, from the sum of all shares."""
+        y, shortcut = projected.split([self.conv1.out_channels, self.conv3.out_channels], dim=1)
+        if isinstance(self.shortcut, nn.Sequential):
+            shortcut = self.shortcut[1](shortcut)
+        return self._behind_first(y, shortcut)
+
+    def _identity(self) -> Tensor:
+        weight = self.conv1.weight
+        return torch.eye(self.conv3.out_channels, device=weight.device, dtype=weight.dtype)[..., None, None]
+
+    def _behind_first(self, y: Tensor, shortcut: Tensor) -> Tensor:
+        y = F.relu(self.norm1(y))
         y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+        return F.relu(self.norm3(self.conv3(y)) + shortcut)
 
 
 class DirectAggregation(nn.Module):
-    """ "direct" fusion of one stride: one bottleneck over all its channels."""
+    """ "direct" fusion of one stride: one bottleneck over all its channels.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    `share` and `finish` give the same map as `forward` without the stack of all steps being held.
+    """
+
+    def __init__(self, widths: Sequence[int], *, steps: int, out_channels: int) -> None:
         super().__init__()
+        self.widths, self.steps = tuple(widths), steps
         self.out_channels = out_channels
-        self.bottleneck = Bottleneck(in_channels, out_channels)
+        self.bottleneck = Bottleneck(steps * sum(widths), out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.bottleneck(x)
         return out
+
+    def share(self, step: int, maps: Sequence[Tensor]) -> Tensor:
+        """What one step's maps, B,C,h,w a layer, add to the sum over steps that `finish` takes."""
+        starts = [self.steps * sum(self.widths[:layer]) for layer in range(len(self.widths))]
+        columns = [
+            slice(start + step * width, start + (step + 1) * width)
+            for start, width in zip(starts, self.widths, strict=True)
+        ]
+        return self.bottleneck.project(torch.cat(list(maps), dim=1), columns)
+
+    def finish(self, total: Tensor) -> Tensor:
+        return self.bottleneck.finish(total)
 
 
 class WeightedAggregation(nn.Module):
@@ -85,15 +127,19 @@ class WeightedAggregation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(x, [width for width in self.widths for _ in range(self.steps)], dim=1)
-        weights = self.mixing_weights.softmax(0)
-        terms = []
-        for step in range(self.steps):
-            for j, transform in enumerate(self.transforms):
-                pair = torch.cat(
-                    [parts[k * self.steps + step] for k in range(j, len(self.widths), self.layers)], dim=1
-                )
-                terms.append(weights[step * self.layers + j] * transform(pair))
+        return torch.stack([self.share(step, parts[step :: self.steps]) for step in range(self.steps)]).sum(0)
+
+    def share(self, step: int, maps: Sequence[Tensor]) -> Tensor:
+        """What one step's maps, B,C,h,w a layer, add to the sum over steps, which is the output."""
+        weights = self.mixing_weights.softmax(0)[step * self.layers :]
+        terms = [
+            weights[j] * transform(torch.cat(list(maps[j :: self.layers]), dim=1))
+            for j, transform in enumerate(self.transforms)
+        ]
         return torch.stack(terms).sum(0)
+
+    def finish(self, total: Tensor) -> Tensor:
+        return total
 
 
 class FeatureFusion(nn.Module):
@@ -111,7 +157,7 @@ class FeatureFusion(nn.Module):
         layers = len(widths) // 2 if config.features == "all" else len(widths)
         match config.fusion:
             case DirectFusion():
-                return DirectAggregation(steps * sum(widths), out_channels)
+                return DirectAggregation(widths, steps=steps, out_channels=out_channels)
             case VanillaFusion():
                 return WeightedAggregation(widths, layers=layers, steps=steps, out_channels=None)
             case MixingFusion():
@@ -126,6 +172,18 @@ class FeatureFusion(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [stride(x) for stride, x in zip(self.strides, features, strict=True)]
+
+    def add(self, totals: dict[int, Tensor], piece: "StepMaps") -> None:
+        """Take one piece of the stacks into `totals`, stride -> float32 sum over steps; empty before the first one."""
+        share = self._aggregation(piece.stride).share(piece.step, piece.maps).float()
+        totals[piece.stride] = totals[piece.stride].add_(share) if piece.stride in totals else share
+
+    def finish(self, totals: dict[int, Tensor]) -> list[Tensor]:
+        """What `forward` makes of the stacks, from the sums over all their pieces."""
+        return [self._aggregation(stride).finish(totals[stride]) for stride in range(len(self.strides))]
+
+    def _aggregation(self, stride: int) -> DirectAggregation | WeightedAggregation:
+        return cast(DirectAggregation | WeightedAggregation, self.strides[stride])
 
 
 class ResidualBlock(nn.Module):
@@ -249,13 +307,27 @@ class SegmentationDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """B,C,h,w stacks, coarsest first, to B,classes,H,W logits at twice the finest stack's size (stride 4)."""
-        weight = self.head.classifier.weight
-        if not torch.is_autocast_enabled(
-            weight.device.type
-        ):  # which takes half-precision features as they are
-            features = [x.to(weight.dtype) for x in features]
-        logits: Tensor = self.head(self.pyramid(self.fusion(features)))
+        return self.decode(self.fusion(self._as_taken(features)))
+
+    def add(self, totals: dict[int, Tensor], piece: "StepMaps") -> None:
+        """Fuse one piece of the stacks as it arrives, see `FeatureFusion.add`; `decode(fusion.finish(totals))` ends it.
+
+        The same logits as `forward` without the stacks, which are by far the largest tensors; for inference (a
+        gradient would need them).
+        """
+        self.fusion.add(totals, piece._replace(maps=self._as_taken(piece.maps)))
+
+    def decode(self, fused: Sequence[Tensor]) -> Tensor:
+        """Fused maps, coarsest first, to logits."""
+        logits: Tensor = self.head(self.pyramid(fused))
         return logits.float()
+
+    def _as_taken(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """In the weights' dtype; autocast takes half-precision features as they are."""
+        weight = self.head.classifier.weight
+        if torch.is_autocast_enabled(weight.device.type):
+            return list(features)
+        return [x.to(weight.dtype) for x in features]
 
 
 def _initialise(module: nn.Module) -> None:

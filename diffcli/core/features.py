@@ -3,7 +3,7 @@
 Stages s = 0..3 are the U-Net's "up" blocks, at strides 64, 32, 16, 8 in Stable Diffusion; layers j = 0..2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -29,6 +29,17 @@ class FeatureLayer(NamedTuple):
     kind: Literal["resnet", "attention"]
     stage: int
     layer: int
+
+
+class StepMaps(NamedTuple):
+    """What one saved step gives one stage: a piece of that stage's stack."""
+
+    stride: int
+    """Position of the stage among those read, coarsest first."""
+    step: int
+    """Position in saved order."""
+    maps: list[Tensor]
+    """B,C,h,w of every layer in order of concatenation."""
 
 
 def feature_layers(
@@ -140,70 +151,145 @@ class DiffusionFeatureExtractor:
 
     @torch.no_grad()
     def extract(
-        self, images: Tensor, *, noise: Noise, references: Sequence[Tensor | None] | None = None
+        self,
+        images: Tensor,
+        *,
+        noise: Noise,
+        references: Sequence[Tensor | None] | None = None,
+        passes: int = 1,
     ) -> list[Tensor]:
         """Features of B,3,H,W float32 images in [-1,1], H and W multiples of `backbone.multiple`.
 
         Args:
             noise: explicit Gaussians; per image first the VAE posterior's, then (one-step) the noising draw, then a
-                draw of G,4,h,w at every step.
+                draw of G,4,h,w at every step; none of a step behind the last one whose noise prediction is used.
             references: H,W train ids an image, turning on its class prompts; None runs the plain prompt alone.
+            passes: each image is inverted that often in the same U-Net calls, every time with draws and a reference
+                of its own: pass p of image i is row p B + i of noise, references and features.
 
         Returns:
             One B,C,h,w map a stage in the backbone's precision, coarsest first; channels are, for every layer in
             order, all saved steps in saved order.
         """
-        latent = self.encode(images, noise=noise)
+        features: dict[int, Tensor] = {}
+        for stage, step, maps in self.stream(images, noise=noise, references=references, passes=passes):
+            if stage not in features:  # concatenating in the end would hold everything twice
+                first = maps[0]
+                features[stage] = first.new_empty(len(first), self.channels[stage], *first.shape[-2:])
+            start = 0
+            for x in maps:
+                features[stage][:, start + step * x.shape[1] :][:, : x.shape[1]] = x
+                start += self.steps * x.shape[1]
+        return [features[stage] for stage in range(len(self.stages))]
+
+    @torch.no_grad()
+    def stream(
+        self,
+        images: Tensor,
+        *,
+        noise: Noise,
+        references: Sequence[Tensor | None] | None = None,
+        passes: int = 1,
+    ) -> Iterator[StepMaps]:
+        """What `extract` returns, piece by piece as the U-Net gives it, so that the whole need not be held."""
+        latent = self.encode(images, noise=noise, passes=passes)
         if self.kinds == "latent":
-            return [self._shrink(latent, stage) for stage in self.stages]
+            for position, stage in enumerate(self.stages):
+                yield StepMaps(position, 0, [self._shrink(latent, stage)])
+            return
         config, size = self.config, (latent.shape[-2], latent.shape[-1])
         groups = [
             prompt_groups(
                 reference, prompt=config.prompt, class_prompts=config.class_prompts, latent_size=size
             )
-            for reference in references or [None] * len(images)
+            for reference in references or [None] * len(latent)
         ]
-        features: dict[int, Tensor] = {}
-        steps = invert(
-            latent, backbone=self.backbone, schedule=self.schedule, groups=groups, config=config, noise=noise
-        )
+        maps: dict[FeatureLayer, Tensor] = {}
         with FeatureTaps(self.backbone.unet, self.layers) as taps:
-            for step in steps:
+
+            def evaluate(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor | None:
+                maps.clear()
+                return self._evaluate(index, latents, prompts, taps, maps)
+
+            for step in invert(
+                latent,
+                backbone=self.backbone,
+                schedule=self.schedule,
+                groups=groups,
+                config=config,
+                noise=noise,
+                evaluate=evaluate,
+            ):
                 if step.index in self.schedule.save_steps:
-                    self._save(features, step, taps, batch=len(images))
-        return [features[stage] for stage in self.stages]
+                    yield from self._reduced(step, maps, batch=len(latent))
 
-    def encode(self, images: Tensor, *, noise: Noise) -> Tensor:
-        """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured."""
+    def _evaluate(
+        self,
+        index: int,
+        latents: Tensor,
+        prompts: Sequence[str],
+        taps: FeatureTaps,
+        maps: dict[FeatureLayer, Tensor],
+    ) -> Tensor | None:
+        """All rows of a step, at most `max_unet_batch` at once; a saved step's maps go into `maps`.
+
+        The last step's noise prediction is never used, so the U-Net is left behind its last tapped layer.
+        """
+        timestep = self.schedule.timesteps[index]
+        last = index == self.schedule.evaluated_steps - 1
+        limit = self.config.max_unet_batch
+        eps: list[Tensor] = []
+        kept: list[dict[FeatureLayer, Tensor]] = []
+        for start in range(0, len(latents), limit):
+            part, own = latents[start : start + limit], prompts[start : start + limit]
+            taps.maps = {}
+            if last:
+                self.backbone.run_until(self._last_tapped, part, timestep, own)
+            else:
+                eps.append(self.backbone.predict_noise(part, timestep, own))
+            kept.append(taps.maps)
+        if index in self.schedule.save_steps:
+            for layer in self.layers:
+                maps[layer] = _joined([part.pop(layer) for part in kept])
+        return None if last else _joined(eps)
+
+    @property
+    def _last_tapped(self) -> nn.Module:
+        """The tapped module that the U-Net reaches last."""
+        layer = max(self.layers, key=lambda layer: (layer.stage, layer.layer, layer.kind == "attention"))
+        return _tapped_module(self.backbone.unet, layer)
+
+    def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
+        """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.
+
+        With several passes all latents of the first, then all of the second, and so on: the VAE runs once.
+        """
         posterior = self.backbone.encode(images)
+        mean, std = (x.repeat(passes, 1, 1, 1) for x in (posterior.mean, posterior.std))
         if self.config.latent == "mean":
-            return posterior.mean
-        shape = (1, *posterior.mean.shape[1:])
-        draws = torch.cat([noise(image, shape) for image in range(len(images))])
-        return posterior.mean + posterior.std * draws.to(posterior.mean.device)
+            return mean
+        draws = torch.cat([noise(row, (1, *mean.shape[1:])) for row in range(len(mean))])
+        return mean + std * draws.to(mean.device)
 
-    def _save(
-        self, features: dict[int, Tensor], step: InversionStep, taps: FeatureTaps, *, batch: int
-    ) -> None:
-        """Write one step's maps into their place in the preallocated stacks (concatenating would copy them again)."""
-        position = self.schedule.save_steps.index(step.index)
-        count = len(self.schedule.save_steps)
-        for stage in self.stages:
-            offset = 0
-            for layer in (layer for layer in self.layers if layer.stage == stage):
-                maps = taps.maps[layer]
-                width = maps.shape[1]
-                if stage not in features:
-                    total = count * sum(self.widths(stage))
-                    features[stage] = maps.new_empty(batch, total, *maps.shape[-2:])
-                start = offset + position * width
-                features[stage][:, start : start + width] = _reduce(maps, layer.kind, step.rows, batch=batch)
-                offset += count * width
+    def _reduced(
+        self, step: InversionStep, maps: dict[FeatureLayer, Tensor], *, batch: int
+    ) -> Iterator[StepMaps]:
+        """A saved step's rows brought to one map an image, stage by stage."""
+        saved = self.schedule.save_steps.index(step.index)
+        for position, stage in enumerate(self.stages):
+            own = [layer for layer in self.layers if layer.stage == stage]
+            reduced = [_reduce(maps.pop(layer), layer.kind, step.rows, batch=batch) for layer in own]
+            yield StepMaps(position, saved, reduced)
 
     def _shrink(self, latent: Tensor, stage: int) -> Tensor:
         """The latent averaged down to a stage's size."""
         factor = 2 ** (len(self.backbone.unet.up_blocks) - 1 - stage)
         return F.avg_pool2d(latent, factor)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Rows of several U-Net calls as one batch."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _reduce(maps: Tensor, kind: str, rows: Rows, *, batch: int) -> Tensor:

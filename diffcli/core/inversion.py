@@ -17,6 +17,9 @@ from diffcli.core.backbone import DiffusionBackbone
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """(index of the image in the batch, shape) -> float32 Gaussian; each image has a sequence of its own."""
 
+Evaluate = Callable[[int, Tensor, Sequence[str]], Tensor | None]
+"""(step index, R,4,h,w latents, a prompt each) -> eps of every row, or None where nothing after this step is wanted."""
+
 
 @dataclass(frozen=True)
 class InversionSchedule:
@@ -152,12 +155,12 @@ class InversionStep:
 
     index: int
     rows: Rows
-    eps: Tensor
-    """R,4,h,w: the noise prediction of every row."""
+    eps: Tensor | None
+    """R,4,h,w: the noise prediction of every row; None where it was left out."""
     latent: Tensor
     """B,4,h,w before the step."""
-    next_latent: Tensor
-    """B,4,h,w after it."""
+    next_latent: Tensor | None
+    """B,4,h,w after it; None without eps."""
 
 
 @torch.no_grad()
@@ -170,12 +173,22 @@ def invert(
     config: InversionConfig,
     noise: Noise,
     steps: int | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Iterator[InversionStep]:
-    """Invert B,4,h,w float32 latents step by step, yielding after each U-Net batch (method sections 1.1 to 1.3).
+    """Invert B,4,h,w float32 latents step by step, yielding after each step's evaluation (method sections 1.1 to 1.3).
 
     Each image meets only its own prompts, so its result does not depend on its batch. Stops after the last
     saved step, or after `steps`.
+
+    Args:
+        evaluate: how the noise of all rows is predicted; None asks the backbone in one batch. Where it gives no eps,
+            the inversion ends with that step.
     """
+
+    def predict(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        return backbone.predict_noise(latents, schedule.timesteps[index], prompts)
+
+    evaluate = evaluate or predict
     if schedule.one_step:
         latent = add_noise(latent, schedule.timesteps[0], alphas_cumprod=backbone.alphas_cumprod, noise=noise)
     for index in range(steps or schedule.evaluated_steps):
@@ -183,7 +196,10 @@ def invert(
         windowed = config.mask_min <= timestep <= config.mask_max
         active = groups if windowed else [PromptGroups(g.prompts[:1], g.masks[:1]) for g in groups]
         rows = plan_rows(active, config.negative_prompt)
-        eps = backbone.predict_noise(latent[list(rows.images)], timestep, rows.prompts)
+        eps = evaluate(index, latent[list(rows.images)], rows.prompts)
+        if eps is None:
+            yield InversionStep(index, rows, None, latent, None)
+            return
         step = step_coefficients(
             backbone.alphas_cumprod,
             timestep,

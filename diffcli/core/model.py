@@ -84,9 +84,12 @@ class SegmentationModel:
         padded = pad_to_multiple(images, multiple, value=0.0)
         if references is not None:
             references = [r if r is None else self._fit(r, (height, width), multiple) for r in references]
-        features = self.extractor.extract(padded, noise=noise, references=references)
+        totals: dict[int, Tensor] = {}
+        for piece in self.extractor.stream(padded, noise=noise, references=references):
+            with self.autocast():
+                self.decoder.add(totals, piece)
         with self.autocast():
-            coarse = self.decoder(features)
+            coarse = self.decoder.decode(self.decoder.fusion.finish(totals))
         full = F.interpolate(coarse, padded.shape[-2:], mode="bilinear", align_corners=False)
         return full[..., :height, :width]
 
