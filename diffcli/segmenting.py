@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -42,25 +42,21 @@ class Outcome:
     frames: int = 0
     """Segmented frames of videos."""
     seconds: float = 0.0
+    replaced: int = 0
+    """Files that were there before, and were written again."""
 
-    def merged(self, other: "Outcome") -> "Outcome":
-        """Both together; the time is the longer one, of processes beside each other."""
-        return Outcome(
-            self.written + other.written,
-            self.failed + other.failed,
-            self.skipped + other.skipped,
-            self.frames + other.frames,
-            max(self.seconds, other.seconds),
-        )
 
-    def in_order(self, jobs: Sequence[Job]) -> "Outcome":
-        """The same, in the order of `jobs`, which several processes shared."""
-        place = {job.image: i for i, job in enumerate(jobs)}
-        return replace(
-            self,
-            written=sorted(self.written, key=lambda job: place[job.image]),
-            failed=sorted(self.failed, key=lambda failure: place[failure[0].image]),
-        )
+def merged(outcomes: Sequence[Outcome], jobs: Sequence[Job]) -> Outcome:
+    """What became of parts of the jobs as one, in the order of the jobs; the seconds are those of the slowest."""
+    place = {job.image: i for i, job in enumerate(jobs)}
+    return Outcome(
+        written=sorted((job for o in outcomes for job in o.written), key=lambda job: place[job.image]),
+        failed=sorted((failure for o in outcomes for failure in o.failed), key=lambda f: place[f[0].image]),
+        skipped=[job for o in outcomes for job in o.skipped],
+        frames=sum(o.frames for o in outcomes),
+        seconds=max(o.seconds for o in outcomes),
+        replaced=sum(o.replaced for o in outcomes),
+    )
 
 
 def segment_files(

@@ -8,7 +8,7 @@ from diffcli.config import EvalConfig, Size
 from diffcli.errors import ConfigError, DataError
 from diffcli.outputs import Outputs, choose_outputs
 from diffcli.pictures import class_palette
-from diffcli.segmenting import Outcome, first_line, segment_files
+from diffcli.segmenting import Outcome, first_line, merged, segment_files
 from diffcli.sources import Job, Reader, plan, refuse_collisions
 from diffcli.writing import Manifest
 
@@ -76,19 +76,19 @@ def run(
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
-    outcome = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
-    left_alone = set(outcome.skipped)
-    todo = [job for job in jobs if job not in left_alone]
-    replaced = sum(path.exists() for job in todo for path in outputs.files(job).values())
-    if not todo:
-        report(outcome, outputs, run=run, output=output, replaced=0, json=json)
+    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    left_alone = set(begun.skipped)
+    left = [job for job in jobs if job not in left_alone]
+    if not left:
+        report(begun, outputs, run=run, output=output, json=json)
         return
     with distributed.together():
         model = trained.load_model(device=device)
+    batch_size = parse_batch(batch, otherwise=settings.batch_size)
     predictor = Predictor(
         model,
         settings,
-        batch=parse_batch(batch, otherwise=settings.batch_size),
+        batch=batch_size,
         tile=tiles,
         refine=refine,
         samples=samples,
@@ -96,15 +96,17 @@ def run(
         score_of=outputs.score_of,
     )
     reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    own = distributed.share(todo, chunk=settings.batch_size)
+    own = distributed.share(left, chunk=batch_size or 1)
     shares = distributed.gather(
         lambda: segment_files(
             predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
         )
     )
-    for share in shares:
-        outcome = outcome.merged(share)
-    report(outcome.in_order(jobs), outputs, run=run, output=output, replaced=replaced, json=json)
+    outcome = merged([begun, *shares], jobs)
+    report(outcome, outputs, run=run, output=output, json=json)
+    distributed.barrier()
+    if outcome.failed:
+        raise _failure(outcome)
 
 
 def run_exported(
@@ -156,9 +158,9 @@ def run_exported(
     refuse_collisions(jobs, outputs.files)
     manifest = Manifest(output)
     outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
-    jobs = [job for job in jobs if job not in set(outcome.skipped)]
-    replaced = sum(path.exists() for job in jobs for path in outputs.files(job).values())
-    if jobs:
+    left_alone = set(outcome.skipped)
+    left = [job for job in jobs if job not in left_alone]
+    if left:
         predictor = ExportedPredictor(
             exported,
             batch=parse_batch(batch, otherwise=1) or 1,
@@ -167,10 +169,12 @@ def run_exported(
         )
         reader = Reader(facts.size, classes=len(facts.classes), keep=outputs.wants_image)
         found = segment_files(
-            predictor, jobs, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+            predictor, left, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
         )
-        outcome = outcome.merged(found)
-    report(outcome, outputs, run=model, output=output, replaced=replaced, json=json)
+        outcome = merged([outcome, found], jobs)
+    report(outcome, outputs, run=model, output=output, json=json)
+    if outcome.failed:
+        raise _failure(outcome)
 
 
 # -------------------------------------------------------------------------------------------------- options
@@ -234,15 +238,16 @@ def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_exi
     for job in skipped:
         if str(job.image) not in told:
             manifest.add(job.image, status="skipped", outputs=outputs.files(job))
-    return Outcome(skipped=skipped)
+    replaced = sum(path.exists() for job in jobs if job not in left for path in outputs.files(job).values())
+    return Outcome(skipped=skipped, replaced=replaced)
 
 
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, replaced: int, json: bool) -> None:
-    """Say what was written, print it as JSON if asked, and raise a DataError if anything failed."""
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json: bool) -> None:
+    """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
         f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
-        f"{replaced} files there were replaced" if replaced else "",
+        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
     ]
     told = "; ".join(filter(None, notes))
     what = f"{count} {'image' if count == 1 else 'images'}"
@@ -271,8 +276,6 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, repla
                 "seconds": round(outcome.seconds, 2),
             }
         )
-    if outcome.failed:
-        raise _failure(outcome)
 
 
 def _failure(outcome: Outcome) -> DataError:
