@@ -210,6 +210,6 @@ Mean squared error of the predicted noise on held-out pictures, empty prompt; pr
 ## Limits
 - Samples show the layout of a street and the mood of the caption, hardly an object: training was short, and its loss
   was still falling slowly when the learning rate ran out. The method reads features at little noise, not samples.
-- Where the table above shows less than 26 dB, fine edges and falling snow are lost; low frequencies are kept.
+- Fine edges and falling snow are softened; low frequencies are kept.
 - Dark pictures lose some colour.
 """
