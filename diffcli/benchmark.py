@@ -1,17 +1,15 @@
-"""One measurement of `diff bench`, in a process of its own so that its peak of memory is its own.
+"""The measurements of `diff bench`, each in a process of its own so that its peak of memory is its own."""
 
-`python -m diffcli.benchmark` reads a `Case` as JSON from stdin and writes a `Measurement` as JSON to stdout.
-"""
-
-import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +29,7 @@ from diffcli.core.random_backbone import Architecture, random_backbone
 from diffcli.errors import DiffError
 
 Work = Literal["inference", "training"]
-Code = Literal["baseline", "diffcli", "compiled"]
+Code = Literal["baseline", "diffcli"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Case:
 
     work: Work
     code: Code
-    """baseline: the published amount of work; compiled: diffcli with torch.compile."""
+    """baseline: the published amount of work."""
     schedule: str
     precision: Precision
     batch: int
@@ -85,28 +83,36 @@ class Measurement:
         return self.flop_per_second / self.matmul_flop_per_second
 
 
-def measure(case: Case) -> Measurement:
-    """Measure in a fresh process.
+def measure_all(cases: Sequence[Case]) -> Iterator[Measurement]:
+    """Measure one after the other, each in a fresh process; they share what importing costs, and nothing else.
 
     Raises:
-        DiffError: the case cannot be run there, for example for want of memory.
+        DiffError: a case cannot be run there, for example for want of memory.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "diffcli.benchmark"],
-        input=json.dumps(asdict(case)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        last = done.stderr.strip().splitlines()[-1:] or [f"ended with code {done.returncode}"]
-        raise DiffError(
-            f"this measurement failed: {last[0]}",
-            where=f"{case.work}, {case.schedule}, {case.code}, {case.precision}, batch {case.batch}",
-            hint="DIFFCLI_TRACEBACK=1 shows where; a smaller --size or --batch-sizes needs less memory",
-        )
-    return Measurement(**json.loads(lines[-1]))
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for case in cases:
+            try:
+                found = pool.submit(_answer, case).result()
+            except BrokenProcessPool:
+                found = "its process was ended, probably because memory ran out"
+            if isinstance(found, str):
+                raise DiffError(
+                    f"this measurement failed: {found}",
+                    where=f"{case.work}, {case.schedule}, {case.code}, {case.precision}, batch {case.batch}",
+                    hint="a smaller --size or --batch-sizes needs less memory",
+                )
+            yield found
+
+
+def _answer(case: Case) -> Measurement | str:
+    """What was measured, or why it could not be: an exception may not survive the way between processes."""
+    try:
+        return measure_here(case)
+    except (DiffError, MemoryError, RuntimeError, ValueError) as error:
+        return "not enough memory" if is_out_of_memory(error) else str(error).splitlines()[0]
 
 
 def measure_here(case: Case) -> Measurement:
@@ -115,8 +121,6 @@ def measure_here(case: Case) -> Measurement:
     model = _build(case, device)
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
     evaluations, flop = _count(step, model.extractor.backbone)
-    if case.code == "compiled":
-        step()  # compiles
     step()
     matmul = matmul_speed(device, DTYPES[case.precision])
     _reset_peak(device)
@@ -250,20 +254,3 @@ def _peak(device: torch.device) -> int:
     except (OSError, StopIteration):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-
-def main() -> int:
-    """Measure the case on stdin; a fault is said in one line."""
-    try:
-        found = measure_here(Case(**json.load(sys.stdin)))
-    except (DiffError, MemoryError, RuntimeError) as error:
-        if os.environ.get("DIFFCLI_TRACEBACK"):
-            raise
-        print("out of memory" if is_out_of_memory(error) else str(error).splitlines()[0], file=sys.stderr)
-        return 1
-    print(json.dumps(asdict(found)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

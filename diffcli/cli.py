@@ -366,7 +366,6 @@ def bench(
             show_default=False,
         ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Also measure with torch.compile.")] = False,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -391,7 +390,6 @@ def bench(
         batch_sizes=batch_sizes,
         size=size,
         repeats=repeats,
-        compile=compile,
     )
     settings = None if config is None else load_config(config, overrides=overrides or ())
     command.run(

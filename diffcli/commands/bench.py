@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli import console
-from diffcli.benchmark import Case, Code, Measurement, Work, measure
+from diffcli.benchmark import Case, Code, Measurement, Work, measure_all
 from diffcli.config import (
     EMBEDDED,
     SCHEDULES,
@@ -42,7 +42,6 @@ class Plan:
     batch_sizes: Sequence[int]
     size: Size | None
     repeats: int
-    compile: bool
 
 
 def parse_plan(
@@ -53,7 +52,6 @@ def parse_plan(
     batch_sizes: str,
     size: str | None,
     repeats: int,
-    compile: bool,
 ) -> Plan:
     """The options as they were typed.
 
@@ -74,9 +72,7 @@ def parse_plan(
         pixels = None if size is None else TypeAdapter(PixelSize).validate_python(size)
     except ValidationError as error:
         raise ConfigError(f"--size {size!r} cannot be read", hint="WIDTHxHEIGHT, as in 1024x512") from error
-    return Plan(
-        works[work], _listed(schedules), _listed(precisions), [*map(int, batches)], pixels, repeats, compile
-    )
+    return Plan(works[work], _listed(schedules), _listed(precisions), [*map(int, batches)], pixels, repeats)
 
 
 def _listed(text: str) -> list[str]:
@@ -110,10 +106,9 @@ def run(
     rows: list[tuple[Case, Measurement]] = []
     try:
         with console.progress("measure", len(cases), unit="rows") as bar:
-            for case in cases:
-                bar.describe(f"measure {case.work}, {case.schedule}, {case.code}")
-                rows.append((case, measure(case)))
-                bar.update()
+            for case, found in zip(cases, measure_all(cases), strict=True):
+                rows.append((case, found))
+                bar.update(done=f"{case.work} {case.schedule} {case.code}")
     finally:
         if json:
             console.print_json({"machine": machine(place), "rows": [_record(row, rows) for row in rows]})
@@ -145,7 +140,7 @@ def _cases(settings: RunConfig, plan: Plan, *, random_weights: str | None, place
     model = settings.model
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
-    codes += ["diffcli", "compiled"] if plan.compile else ["diffcli"]
+    codes.append("diffcli")
     cases = []
     for work in plan.works:
         size = plan.size or _default_size(work, random_weights, model)
