@@ -1,22 +1,27 @@
 """diffcli: domain-generalised semantic segmentation on a frozen text-to-image diffusion model.
 
 import diffcli
-model = diffcli.load("runs/quickstart")  # a run, an exported folder or a checkpoint
+model = diffcli.load("runs/quickstart")  # a run, an exported folder, a checkpoint, or hub:owner/name
+mask = model.predict("street.png")       # H,W train ids; a path, a PIL image, an array or a tensor
 logits = model.logits(images)            # B,3,H,W in [-1,1] -> B,classes,H,W
+maps = diffcli.DIFFBackbone.from_source("embedded")(images)  # four maps for another task, finest first
 """
 
 TYPE_CHECKING = False  # as typing has it, whose import would be the slowest part of `import diffcli`
 if TYPE_CHECKING:
     from diffcli.core.model import SegmentationModel, segment
-    from diffcli.inference import load
+    from diffcli.feature_backbone import DIFFBackbone
+    from diffcli.inference import TrainedModel, load
 
 __version__ = "0.1.0"
 
-__all__ = ["SegmentationModel", "__version__", "load", "segment"]
+__all__ = ["DIFFBackbone", "SegmentationModel", "TrainedModel", "__version__", "load", "segment"]
 
 _HOMES = {
+    "DIFFBackbone": "diffcli.feature_backbone",
     "SegmentationModel": "diffcli.core.model",
     "segment": "diffcli.core.model",
+    "TrainedModel": "diffcli.inference",
     "load": "diffcli.inference",
 }
 """Names that need PyTorch are imported when they are first used: `import diffcli` stays instant."""

@@ -5,12 +5,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from diffcli.errors import DiffError
+from diffcli import distributed
+from diffcli.errors import ConfigError, DiffError
 
 _STYLED = sys.stdout.isatty() and sys.stderr.isatty() and "NO_COLOR" not in os.environ
 
@@ -21,6 +22,13 @@ Start with `diff train examples/quickstart.yaml`, or with `diff init` for settin
 The classic diff is still there: `diff old.txt new.txt` and its options are handed over to it unchanged; a file that
 is named like a command is compared as `diff ./train other`. `diffcli` is the same program under a second name.
 """
+
+
+def _examples(*lines: str) -> str:
+    """The end of a command's help: calls as they are typed, a line each, in a terminal and in a pipe."""
+    if _STYLED:
+        return "\n\n".join(["Examples:", *(f"`{line}`" for line in lines)])
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
 
 
 class _Commands(TyperGroup):
@@ -47,12 +55,26 @@ class Interrupted(DiffError):
 app = typer.Typer(
     cls=_Commands,
     help=HELP,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown" if _STYLED else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _complete_runs(incomplete: str) -> list[str]:
+    """Names of the runs that hold something, for the shell."""
+    from diffcli.runs import CONFIG, RUNS
+
+    return sorted(path.parent.name for path in RUNS.glob(f"{incomplete}*/{CONFIG}"))
+
+
+def _complete_domains(incomplete: str) -> list[str]:
+    """Names of the known domains, for the shell."""
+    from diffcli.domains import DOMAINS
+
+    return sorted(name for name in DOMAINS if name.startswith(incomplete))
+
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings.", show_default=False)
@@ -69,7 +91,8 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="RUN",
-        help="Run folder, name under runs/, or exported folder.  [newest finished run]",
+        help="Run folder, name under runs/, exported folder, or hub:OWNER/NAME.  [newest finished run]",
+        autocompletion=_complete_runs,
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
@@ -85,19 +108,35 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
+SHARED = ("train", "eval", "evaluate", "predict")
+"""Commands whose work several processes can share."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
-) -> None: ...
+) -> None:
+    if distributed.world_size() > 1 and context.invoked_subcommand not in SHARED:
+        raise ConfigError(
+            f"diff {context.invoked_subcommand} is one process, not {distributed.world_size()}",
+            hint="start it without torchrun or accelerate launch",
+        )
 
 
 _root.__doc__ = HELP
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "diff train examples/quickstart.yaml",
+        "diff train my.yaml --set train.iterations=1000 --name first",
+        "diff train my.yaml --resume",
+    )
+)
 def train(
     config: Config,
     overrides: Overrides = None,
@@ -127,13 +166,16 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Run folder, name or exported folder; repeatable.  [newest finished run]",
+            help="Run folder, name, exported folder or hub:OWNER/NAME; repeatable.  [newest finished run]",
+            autocompletion=_complete_runs,
         ),
     ] = None,
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the run's own data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the run's own data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -164,19 +206,30 @@ def evaluate(
     )
 
 
-app.command("eval")(evaluate)
-app.command("evaluate", hidden=True)(evaluate)
+_EVAL = _examples(
+    "diff eval --domain acdc/night --root /data/acdc",
+    "diff eval --run first --run second --domain all --json",
+)
+app.command("eval", epilog=_EVAL)(evaluate)
+app.command("evaluate", hidden=True, epilog=_EVAL)(evaluate)
 
 
-@app.command()
+@app.command(epilog=_examples("diff compare first second --domain acdc/night -o compare.png"))
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Run folders, names or exported folders.")
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, names or exported folders.",
+            autocompletion=_complete_runs,
+        ),
     ],
     domain: Annotated[
         str | None,
         typer.Option(
-            help="Domain, comma list of domains, or all.  [the first run's data.eval]", show_default=False
+            help="Domain, comma list of domains, or all.  [the first run's data.eval]",
+            show_default=False,
+            autocompletion=_complete_domains,
         ),
     ] = None,
     root: Annotated[
@@ -213,9 +266,31 @@ def compare(
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Image files, folders or globs.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the masks.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES", help="Images, folders, globs, videos; @FILE or - for a list of paths."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")],
     run: Run = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR_OR_FILE",
+            help="Exported networks (diff export --format onnx|pt2) instead of a run; ONNX needs no PyTorch.",
+            show_default=False,
+        ),
+    ] = None,
+    write: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KINDS",
+            help="Comma list of mask, label-ids, color, overlay, confidence, uncertainty, stats, rle, video."
+            "  [mask; of a video: video]",
+            show_default=False,
+        ),
+    ] = None,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write the colours laid over the image.")
     ] = False,
@@ -230,12 +305,74 @@ def predict(
         Path | None,
         typer.Option(metavar="DIR", help="Masks to condition on, named like the images.", show_default=False),
     ] = None,
+    refine: Annotated[
+        int, typer.Option(metavar="N", help="Condition on the prediction itself, N times over.")
+    ] = 0,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Average N draws of noise; write their disagreement.")
+    ] = 1,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH",
+            help="See images at their own size, in overlapping tiles.  [above 2048x1024 pixels: 1024x1024]",
+            show_default=False,
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Images a forward pass, or auto: what fits.  [eval.batch_size]",
+            show_default=False,
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave images alone whose results are there.")
+    ] = False,
     device: Device = None,
     overrides: Overrides = None,
 ) -> None:
-    """Segment images into palette PNGs of train ids."""
+    """Segment images and videos into masks, overlays and more.
+
+    They lie below DIR in the tree of the images; DIR/predictions.jsonl tells of
+    each. Masks are palette PNGs of train ids. Examples:
+
+    \b
+    - diff predict photos/ -o out --write mask,overlay,stats
+    - diff predict street.mp4 -o out
+    - diff predict pano.png -o out --tile 1024x1024
+    - find . -name "*.jpg" | diff predict - -o out --skip-existing
+    - diff predict photos/ -o out --samples 8 --batch auto
+    - diff predict photos/ -o out --model first-onnx/
+    """
     from diffcli.runs import RUNS, find_run
 
+    if model is not None:
+        from diffcli.commands import predict as command
+
+        refused = {
+            "--run": run,
+            "--reference": reference,
+            "--refine": refine,
+            "--samples": samples - 1,
+            "--tile": tile,
+            "--set": overrides,
+        }
+        command.run_exported(
+            images,
+            model=model,
+            output=output,
+            write=write,
+            overlay=overlay,
+            heatmap=heatmap,
+            batch=batch,
+            skip_existing=skip_existing,
+            device=device,
+            refused=[name for name, value in refused.items() if value],
+            json=json,
+        )
+        return
     folder = find_run(run, runs=RUNS)
     from diffcli.commands import predict as command
 
@@ -243,16 +380,22 @@ def predict(
         images,
         run=folder,
         output=output,
+        write=write,
         overlay=overlay,
         heatmap=heatmap,
         reference=reference,
+        refine=refine,
+        samples=samples,
+        tile=tile,
+        batch=batch,
+        skip_existing=skip_existing,
         device=device,
         overrides=overrides or (),
         json=json,
     )
 
 
-@app.command()
+@app.command(epilog=_examples("diff submit --domain cityscapes --root /data/cityscapes -o cs.zip"))
 def submit(
     domain: Annotated[str, typer.Option(help="cityscapes, acdc or dark_zurich.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
@@ -287,21 +430,94 @@ def submit(
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name under runs/.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write.")],
+    format: Annotated[
+        Literal["folder", "onnx", "pt2"],
+        typer.Option(
+            "--format", help="folder for diffcli itself; onnx or pt2 (torch.export) for other runtimes."
+        ),
+    ] = "folder",
     with_backbone: Annotated[
-        bool, typer.Option("--with-backbone", help="Put the frozen diffusion model in as well.")
+        bool, typer.Option("--with-backbone", help="folder: put the frozen diffusion model in as well.")
     ] = False,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH", help="onnx, pt2: size that images are resized to.  [eval.size]", show_default=False
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write one folder that loads anywhere offline."""
+    """Write one folder that runs anywhere offline.
+
+    onnx and pt2 hold the whole network of the unconditional branch, its noise and
+    export.json; they are reloaded and compared with the model before they are
+    kept. onnx needs `pip install 'diffcli[onnx]'`. Examples:
+
+    \b
+    - diff export first -o exported/ --with-backbone
+    - diff export first -o first-onnx/ --format onnx --size 1024x512
+    - diff predict photos/ -o masks/ --model first-onnx/
+    """
     from diffcli.runs import RUNS, find_run
 
     folder = find_run(run, runs=RUNS)
     from diffcli.commands import export as command
 
-    command.run(folder, output=output, with_backbone=with_backbone, json=json)
+    command.run(folder, output=output, format=format, with_backbone=with_backbone, size=size, json=json)
 
 
-@app.command("import")
+@app.command(
+    epilog=_examples(
+        "diff push first me/streets",
+        "diff predict photos/ -o masks/ --run hub:me/streets",
+        "DIFFCLI_HUB=/shared/models diff push first me/streets@v2",
+    )
+)
+def push(
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="Run folder or name under runs/.", autocompletion=_complete_runs),
+    ],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO", help="OWNER/NAME, or OWNER/NAME@REVISION for a version.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private; refuse one that is public.")
+    ] = False,
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone", help="Publish the frozen diffusion model as well.")
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license", metavar="ID", help="Of the weights.  [the diffusion model's]", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Publish a run, with a model card, for --run hub:OWNER/NAME.
+
+    The hub is huggingface.co, once `hf auth login` has been run; where the environment variable DIFFCLI_HUB names a
+    folder, that folder takes its place, for writing and for reading.
+    """
+    from diffcli.runs import RUNS, find_run
+
+    folder = find_run(run, runs=RUNS)
+    from diffcli.commands import export as export_command
+    from diffcli.commands import push as command
+
+    command.run(
+        folder,
+        repo=repo,
+        export=export_command.run,
+        private=private,
+        with_backbone=with_backbone,
+        licence=licence,
+        json=json,
+    )
+
+
+@app.command("import", epilog=_examples("diff import checkpoint.pth -o runs/published"))
 def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint of the published code.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Run folder to write.")],
@@ -316,7 +532,7 @@ def import_checkpoint(
     command.run(checkpoint, output=output, config=config)
 
 
-@app.command()
+@app.command(epilog=_examples("diff init my.yaml", "diff init - | less"))
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; - for stdout.")] = Path(
         "diffcli.yaml"
@@ -329,7 +545,9 @@ def init(
     command.run(file, force=force)
 
 
-@app.command()
+@app.command(
+    epilog=_examples("diff check my.yaml", "diff check my.yaml --set data.train=miniworld/clean --json")
+)
 def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
     """Validate settings, count the data and say what a run would cost."""
     from diffcli.commands import check as command
@@ -338,7 +556,13 @@ def check(config: Config, overrides: Overrides = None, json: Json = False) -> No
     command.run(load_config(config, overrides=overrides or ()), config_name=config.stem, json=json)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "diff bench",
+        "diff bench my.yaml --work inference --batch-sizes 1,4",
+        "diff bench --random-weights sd21 --size 1024x512 --json",
+    )
+)
 def bench(
     config: Annotated[
         Path | None,
@@ -373,12 +597,6 @@ def bench(
 
     The baseline rows do the published amount of work: every step of the schedule, equal prompts evaluated twice, the
     unused stride fused too.
-
-    diff bench
-
-    diff bench my.yaml --work inference --schedules paper --batch-sizes 1,4
-
-    diff bench --random-weights sd21 --device cuda --size 1024x512 --json
     """
     from diffcli.commands import bench as command
     from diffcli.config_file import load_config
@@ -402,7 +620,7 @@ def bench(
     )
 
 
-@app.command()
+@app.command(epilog=_examples("diff domains --root /data"))
 def domains(
     root: Annotated[
         Path | None,
@@ -424,10 +642,21 @@ data = typer.Typer(
 app.add_typer(data, name="data")
 
 
-@data.command("inspect")
+@data.command(
+    "inspect",
+    epilog=_examples(
+        "diff data inspect --domain gta5 --root /data/gta5",
+        "diff data inspect --config my.yaml -o inspected/",
+    ),
+)
 def inspect_data(
     domain: Annotated[
-        str | None, typer.Option(help="Domain, comma list of domains, or all.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Domain, comma list of domains, or all.",
+            show_default=False,
+            autocompletion=_complete_domains,
+        ),
     ] = None,
     root: Annotated[
         Path | None,
@@ -458,7 +687,7 @@ def inspect_data(
     command.run(domain=domain, root=root, split=split, config=settings, output=output, json=json)
 
 
-@app.command()
+@app.command(epilog=_examples("diff doctor --json"))
 def doctor(json: Json = False) -> None:
     """Show device, precisions, versions and cached weights."""
     from diffcli.commands import doctor as command
@@ -473,25 +702,40 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a letter that the terminal lacks is spelled out, no reason to fail
             stream.reconfigure(errors="backslashreplace")
+    sys.exit(distributed.leave(_run()))
+
+
+def _run() -> int:
+    """The exit code of the command, which told its errors."""
     try:
-        app(prog_name=_program_name())
+        distributed.start()
+        with distributed.one_voice():
+            app(prog_name=_program_name())
+    except SystemExit as end:  # how Typer ends
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:
         if os.environ.get("DIFFCLI_TRACEBACK"):
             traceback.print_exc()
-        sys.exit(_report(error))
+        return _report(error)
+    return 0
 
 
 def _report(error: Exception) -> int:
-    """Print what went wrong and what to do; the exit code."""
+    """Print what went wrong and what to do, unless another process says so; the exit code."""
     from diffcli import console
 
+    told = distributed.to_tell(error)
+    if told is None:
+        return error.exit_code if isinstance(error, DiffError) else 1
+    error = told
     if isinstance(error, DiffError):
         message = f"{error.where}: {error.message}" if error.where else error.message
         console.fail(message, hint=error.hint)
         return error.exit_code
     lines = str(error).splitlines()
+    place = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
     console.fail(
-        f"unexpected {type(error).__name__}{f': {lines[0]}' if lines else ''}",
+        f"unexpected {type(error).__name__}{place}{f': {lines[0]}' if lines else ''}",
         hint="a fault of diffcli or of a package it uses; run again with DIFFCLI_TRACEBACK=1 to see where",
     )
     return 1
@@ -500,4 +744,6 @@ def _report(error: Exception) -> int:
 def _program_name() -> str:
     """The name that was typed."""
     name = Path(sys.argv[0]).stem
+    if {"--install-completion", "--show-completion"} & set(sys.argv):
+        return "diffcli" if name == "__main__" else name  # what the shell completes is one word
     return name if name in ("diff", "diffcli") else "python -m diffcli"

@@ -77,6 +77,17 @@ class BackboneConfig(Settings):
     random_weights: bool = False
     """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
 
+    @property
+    def own_unet_weights(self) -> bool:
+        """Whether the U-Net's weights are those of `source`, so that they are needed."""
+        return self.unet_weights is None and not self.random_weights
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> "BackboneConfig":
+        if self.unet_weights is not None and self.random_weights:
+            raise ValueError("unet_weights and random_weights contradict each other: set one of them")
+        return self
+
 
 class CustomSchedule(Settings):
     timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(min_length=1)
@@ -328,13 +339,15 @@ class LossConfig(Settings):
     """kl: softmax temperature (the value is multiplied by its square)."""
     average: Literal["all", "labelled"] = "all"
     """Cross-entropy is averaged over all pixels (the published code) or over the labelled ones."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cross-entropy counts a class by its share of the source's pixels to the power of minus this: 0 is the published loss, 0.5 lets rare classes be learnt in short runs."""
 
 
 class TrainConfig(Settings):
     iterations: PositiveInt = 40_000
     """Optimizer steps."""
     batch_size: PositiveInt = 1
-    """Images a forward pass."""
+    """Images a forward pass, in each process."""
     gradient_accumulation: PositiveInt = 1
     """Forward passes an optimizer step."""
     learning_rate: PositiveFloat = 6e-5
@@ -351,6 +364,8 @@ class TrainConfig(Settings):
     """Share of the rate at which the warm-up starts."""
     clip_norm: PositiveFloat | None = 5.0
     """Gradients are clipped to this norm; null leaves them."""
+    sync_batchnorm: bool = True
+    """Several processes: BatchNorm sees the images of all, so that the result is that of one process with them all; false: each process its own (the first one's statistics are kept)."""
     loss: LossConfig = LossConfig()
     """The training objective."""
     rare_class_sampling: RareClassConfig | None = RareClassConfig()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from diffcli import distributed
 from diffcli.config import EvalConfig, Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
@@ -77,10 +78,11 @@ def evaluate_domain(
     """Segment every sample of a labelled domain and count its pixels into one confusion matrix.
 
     A sample that cannot be read, or whose label holds values outside the mapping, is left out and told in `problems`.
+    Several processes (`diffcli.distributed`) take every other batch; each returns the scores of all samples.
 
     Args:
         workers: processes that load; 0 loads in this one.
-        progress: called once an image.
+        progress: called once an image; those of other processes count as done when as many are done here.
 
     Raises:
         DataError: the domain has no labels, or not one sample could be read.
@@ -93,33 +95,56 @@ def evaluate_domain(
             hint="masks of unlabelled images: diff predict IMAGES -o MASKS",
         )
     config = settings_of(domain, config)
-    tally, seconds = _Tally(len(model.config.classes), len(domain)), 0.0
-    evaluations = model.extractor.backbone.evaluations
-    for batch in _equal_batches(domain, config, workers=workers):
-        good = [sample for sample in batch if isinstance(sample, _Loaded)]
-        started = time.perf_counter()
-        for sample, mask in zip(good, _predict(model, good, config), strict=True):
-            tally.add(sample, mask)
-        seconds += time.perf_counter() - started
-        tally.add_problems([error for error in batch if isinstance(error, DataError)])
-        for _ in batch:
-            progress()
-    if tally.shown is None:
-        raise tally.problems[0]
+    classes = len(model.config.classes)
+
+    def count_share() -> _Tally:
+        tally = _Tally(classes, len(domain))
+        _count(tally, model, domain, config, workers=workers, progress=progress)
+        return tally
+
+    tally = _merged(distributed.gather(count_share))
+    shown = tally.shown
+    if shown is None:
+        raise tally.problems[0].error
     count = len(domain) - tally.skipped
     return DomainScores(
         name=domain.name,
         samples=count,
         skipped=tally.skipped,
-        problems=tuple(tally.problems),
+        problems=tuple(problem.error for problem in tally.problems),
         counts=tally.matrix.counts,
         scores=tally.matrix.scores(),
         image_iou=tally.image_iou,
-        shown=_shown(domain, *tally.shown, iou=float(tally.image_iou[tally.shown[0]])),
-        seconds_per_image=seconds / count,
-        evaluations_per_image=(model.extractor.backbone.evaluations - evaluations) / count,
+        shown=distributed.from_main(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
+        seconds_per_image=tally.seconds / count,
+        evaluations_per_image=tally.evaluations / count,
         size=config.size,
     )
+
+
+def _count(
+    tally: "_Tally",
+    model: SegmentationModel,
+    domain: Domain,
+    config: EvalConfig,
+    *,
+    workers: int,
+    progress: Callable[[], object],
+) -> None:
+    """Segment this process's share of the samples into the tally."""
+    evaluations, done = model.extractor.backbone.evaluations, 0
+    own = distributed.share(range(len(domain)), chunk=config.batch_size)
+    for batch in _equal_batches(domain, own, config, workers=workers):
+        good = [sample for sample in batch if isinstance(sample, _Loaded)]
+        started = time.perf_counter()
+        for sample, mask in zip(good, _predict(model, good, config), strict=True):
+            tally.add(sample, mask)
+        tally.seconds += time.perf_counter() - started
+        tally.add_problems([sample for sample in batch if isinstance(sample, _Failed)])
+        before, done = done, min(done + len(batch) * distributed.world_size(), len(domain))
+        for _ in range(before, done):
+            progress()
+    tally.evaluations = model.extractor.backbone.evaluations - evaluations
 
 
 def segment_domain(
@@ -132,11 +157,11 @@ def segment_domain(
         DiffError: the network's output is not finite.
     """
     config = settings_of(domain, config)
-    for batch in _equal_batches(domain, config, workers=workers):
+    for batch in _equal_batches(domain, range(len(domain)), config, workers=workers):
         good: list[_Loaded] = []
         for sample in batch:
-            if isinstance(sample, DataError):
-                raise sample
+            if isinstance(sample, _Failed):
+                raise sample.error
             good.append(sample)
         for sample, mask in zip(good, _predict(model, good, config), strict=True):
             yield sample.index, mask.cpu().numpy()
@@ -153,8 +178,10 @@ class _Tally:
     def __init__(self, classes: int, samples: int) -> None:
         self.matrix = ConfusionMatrix(classes)
         self.image_iou = np.full(samples, np.nan, dtype=np.float32)
-        self.problems: list[DataError] = []
+        self.problems: list[_Failed] = []
         self.skipped = 0
+        self.seconds = 0.0
+        self.evaluations = 0
         self.shown: tuple[int, Pixels] | None = None
         """Index and mask of the sample in the middle, or of the first one until that has come."""
 
@@ -165,9 +192,21 @@ class _Tally:
         if self.shown is None or sample.index == len(self.image_iou) // 2:
             self.shown = (sample.index, mask.cpu().numpy())
 
-    def add_problems(self, problems: Sequence[DataError]) -> None:
+    def add_problems(self, problems: Sequence["_Failed"]) -> None:
         self.skipped += len(problems)
-        self.problems = [*self.problems, *problems][:MAX_PROBLEMS]
+        self.problems = sorted([*self.problems, *problems], key=lambda problem: problem.index)[:MAX_PROBLEMS]
+
+    def merge(self, other: "_Tally") -> None:
+        """Take in what another process counted of other samples of the same domain."""
+        self.matrix.counts += other.matrix.counts
+        self.image_iou = np.where(np.isnan(self.image_iou), other.image_iou, self.image_iou)
+        self.add_problems(other.problems)
+        self.skipped += other.skipped - len(other.problems)
+        self.seconds += other.seconds
+        self.evaluations += other.evaluations
+        middle = len(self.image_iou) // 2
+        candidates = [shown for shown in (self.shown, other.shown) if shown is not None]
+        self.shown = min(candidates, key=lambda shown: (shown[0] != middle, shown[0]), default=None)
 
 
 def _compare(mask: Tensor, label: Pixels, *, classes: int) -> tuple[Tensor, float]:
@@ -186,6 +225,13 @@ def evaluate_sample(model: SegmentationModel, domain: Domain, index: int, config
     return _shown(domain, index, mask.cpu().numpy(), iou=iou)
 
 
+def _merged(tallies: Sequence[_Tally]) -> _Tally:
+    first, *others = tallies
+    for other in others:
+        first.merge(other)
+    return first
+
+
 @dataclass(frozen=True)
 class _Loaded:
     """One sample as a worker hands it over."""
@@ -198,7 +244,15 @@ class _Loaded:
     """At its own size."""
 
 
-class _Samples(Dataset["_Loaded | DataError"]):
+@dataclass(frozen=True)
+class _Failed:
+    """A sample that cannot be used, and why."""
+
+    index: int
+    error: DataError
+
+
+class _Samples(Dataset["_Loaded | _Failed"]):
     """The domain's samples; a user's fault comes as a value, since exceptions lose their fields between processes."""
 
     def __init__(self, domain: Domain, size: Size | None) -> None:
@@ -207,11 +261,11 @@ class _Samples(Dataset["_Loaded | DataError"]):
     def __len__(self) -> int:
         return len(self.domain)
 
-    def __getitem__(self, index: int) -> "_Loaded | DataError":
+    def __getitem__(self, index: int) -> _Loaded | _Failed:
         try:
             return _load(self.domain, index, self.size)
         except DataError as error:  # a subclass may not survive the way between processes
-            return DataError(error.message, where=error.where, hint=error.hint)
+            return _Failed(index, DataError(error.message, where=error.where, hint=error.hint))
 
 
 def _load(domain: Domain, index: int, size: Size | None) -> _Loaded:
@@ -220,13 +274,14 @@ def _load(domain: Domain, index: int, size: Size | None) -> _Loaded:
 
 
 def _equal_batches(
-    domain: Domain, config: EvalConfig, *, workers: int
-) -> Iterator[list[_Loaded | DataError]]:
-    """Samples in order, in batches whose images are of one size; unreadable ones come along."""
+    domain: Domain, indexes: Sequence[int], config: EvalConfig, *, workers: int
+) -> Iterator[list[_Loaded | _Failed]]:
+    """Samples of these numbers in order, in batches whose images are of one size; unreadable ones come along."""
     loader = DataLoader(
         _Samples(domain, config.size),
         batch_size=config.batch_size,
-        num_workers=min(workers, math.ceil(len(domain) / config.batch_size)),
+        sampler=indexes,
+        num_workers=min(workers, math.ceil(len(indexes) / config.batch_size)),
         collate_fn=list,
         worker_init_fn=single_threaded,
     )

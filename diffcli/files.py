@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,11 @@ def write_text(path: Path, text: str) -> None:
 
 def _umask() -> int:
     """Permissions that the user masks out: mkstemp makes private files, results should be ordinary ones."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+_UMASK = threading.Lock()
+"""It can only be read by setting it: two threads at once would leave the process without one."""

@@ -3,26 +3,34 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcli.any_image import any_image
 from diffcli.config import BackboneConfig, DomainConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
 from diffcli.config_file import load_config, override
 from diffcli.core.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.memory import is_out_of_memory
-from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
+from diffcli.core.model import (
+    SegmentationModel,
+    build_model,
+    content_identity,
+    segment,
+    to_model_range,
+)
 from diffcli.data.roots import expand_domains
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.model_hub import run_path, short_name
 from diffcli.runs import CONFIG, LAST
 
 EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
@@ -51,7 +59,8 @@ class OpenRun:
     @property
     def name(self) -> str:
         """What tables call it."""
-        return self.path.resolve().stem if self.path.is_file() else self.path.resolve().name
+        path = self.path.resolve()
+        return path.stem if path.is_file() else short_name(path) or path.name
 
     def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
         """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
@@ -131,18 +140,69 @@ def locate_checkpoint(path: Path) -> Path:
     )
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> SegmentationModel:
+class TrainedModel(SegmentationModel):
+    """A trained model that knows how its run evaluates: size, window, flips, scales, reference."""
+
+    def __init__(self, model: SegmentationModel, settings: EvalConfig) -> None:
+        super().__init__(
+            model.config, extractor=model.extractor, decoder=model.decoder, precision=model.precision
+        )
+        self.settings = settings
+
+    def predict(
+        self,
+        image: str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor,
+        *,
+        identity: str | None = None,
+        reference: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Train ids (H,W) uint8 of one image at its own size: of a file, the very mask that `diff predict` writes.
+
+        Args:
+            image: a file's path, a PIL image, an array or uint8 tensor (H,W,3 or H,W; a tensor 3,H,W too), or a float
+                tensor 3,H,W in [-1,1].
+            identity: what seeds the noise, with the run's own seed; None: a file's stem, else a hash of the pixels.
+            reference: train ids of the conditional branch, of any size; None takes the settings' choice.
+
+        Raises:
+            DataError: unreadable, or nothing that shows an image.
+            ConfigError: the settings want true labels as the reference, and none are given.
+            DiffError: see `segment_images`.
+        """
+        if reference is None and self.settings.reference == "labels":
+            raise ConfigError(
+                "eval.reference is labels, but no reference is given",
+                hint="predict(image, reference=mask), or a run with eval.reference: none",
+            )
+        pixels = any_image(image)
+        if identity is None and isinstance(image, str | Path):
+            identity = Path(image).stem
+        elif identity is None:
+            identity = content_identity(torch.from_numpy(pixels))
+        (mask,) = segment_images(
+            self,
+            [network_image(pixels, self.settings.size)],
+            sizes=[(pixels.shape[0], pixels.shape[1])],
+            identities=[identity],
+            config=self.settings,
+            references=None if reference is None else [reference],
+        )
+        return mask.cpu().numpy()
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> TrainedModel:
     """The trained model of a run folder, an exported folder or a checkpoint file, ready to segment.
 
     Args:
-        path: where it lies.
+        path: where it lies; or hub:owner/name, as `diff push` published it.
         device: auto, cpu, cuda, cuda:1 or mps.
         precision: auto, float32, bf16 or fp16.
 
     Raises:
         DiffError: see `open_run` and `OpenRun.load_model`.
     """
-    return open_run(Path(path)).load_model(device=device, precision=precision)
+    trained = open_run(run_path(path))
+    return TrainedModel(trained.load_model(device=device, precision=precision), trained.config.eval)
 
 
 def network_image(image: NDArray[np.uint8], size: Size | None) -> NDArray[np.uint8]:
@@ -168,74 +228,38 @@ def segment_images(
     Raises:
         DiffError: the network's output is not finite, or memory ran out.
     """
-    return _outputs(
-        model,
-        images,
-        predicted_ids,
-        sizes=sizes,
-        identities=identities,
-        config=config,
-        references=references,
-    )
-
-
-def score_images(
-    model: SegmentationModel,
-    images: Sequence[NDArray[np.uint8]],
-    *,
-    train_id: int,
-    sizes: Sequence[tuple[int, int]],
-    identities: Sequence[str],
-    config: EvalConfig,
-    references: Sequence[NDArray[np.uint8]] | None = None,
-) -> list[tuple[Tensor, Tensor]]:
-    """Masks as `segment_images` gives them, each with the softmax score of one class: H,W float32, 0..1."""
-    averaged = config.flip or config.scales != (1.0,)  # several passes come as softmax maps already
-
-    def both(output: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        plane = (output if averaged else output.softmax(0))[train_id]
-        score = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-        return predicted_ids(output, size), score
-
-    return _outputs(
-        model, images, both, sizes=sizes, identities=identities, config=config, references=references
-    )
-
-
-T = TypeVar("T")
-
-
-def _outputs(
-    model: SegmentationModel,
-    images: Sequence[NDArray[np.uint8]],
-    finish: Callable[[Tensor, tuple[int, int]], T],
-    *,
-    sizes: Sequence[tuple[int, int]],
-    identities: Sequence[str],
-    config: EvalConfig,
-    references: Sequence[NDArray[np.uint8]] | None,
-) -> list[T]:
-    """What `finish` makes of each image's classes,h,w output and its size; see `segment_images`."""
     own = None if references is None else [torch.from_numpy(reference) for reference in references]
     try:
         batch = to_model_range(torch.from_numpy(np.stack(images)).to(model.device))
         output = segment(model, batch, config=config, identities=identities, references=own)
-        if not torch.isfinite(output).all():
-            raise DiffError(
-                f"the network's output is not finite in {model.precision}",
-                where=identities[0],
-                hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
-            )
-        return [finish(one, size) for one, size in zip(output, sizes, strict=True)]
+        refuse_not_finite(output, model=model, where=identities[0])
+        return [predicted_ids(one, size) for one, size in zip(output, sizes, strict=True)]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        height, width = images[0].shape[:2]
+        raise not_enough_memory(model, images[0], count=len(images), where=identities[0]) from error
+
+
+def refuse_not_finite(output: Tensor, *, model: SegmentationModel, where: str) -> None:
+    """Raise a DiffError where an output holds what is no number."""
+    if not torch.isfinite(output).all():
         raise DiffError(
-            f"not enough memory on {model.device} for {len(images)} x {width}x{height} pixels",
-            where=identities[0],
-            hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), or --set eval.mode=slide",
-        ) from error
+            f"the network's output is not finite in {model.precision}",
+            where=where,
+            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+        )
+
+
+def not_enough_memory(
+    model: SegmentationModel, image: NDArray[np.uint8], *, count: int, where: str
+) -> DiffError:
+    """The error for `count` images (h,w,3) of a size that memory does not hold."""
+    height, width = image.shape[:2]
+    return DiffError(
+        f"not enough memory on {model.device} for {count} x {width}x{height} pixels",
+        where=where,
+        hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), or --set eval.mode=slide",
+    )
 
 
 def predicted_ids(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -258,6 +282,7 @@ def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            backbone = model.backbone.model_copy(update={"source": str(source), "revision": None})
+            own = {"source": str(source), "revision": None, "unet_weights": None}
+            backbone = model.backbone.model_copy(update=own)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.model_hub import PREFIX, run_path
 
 RUNS = Path("runs")
 """Folder of all runs, in the working directory."""
@@ -40,6 +41,9 @@ PACKAGES = (
     "pydantic",
     "typer",
     "rich",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 )
 
 
@@ -72,13 +76,15 @@ def create_run(name: str, *, runs: Path = RUNS) -> Path:
 def find_run(name: str | None = None, *, runs: Path = RUNS) -> Path:
     """The path that `name` means: a run or exported folder, a run's name under `runs`, or a checkpoint file.
 
-    Without a name, the newest finished run.
+    `hub:owner/name` is a published model, fetched into the cache. Without a name, the newest finished run.
 
     Raises:
         CheckpointError: there is none; says how to get one.
     """
     if name is None:
         return _newest_finished(runs)
+    if name.startswith(PREFIX):
+        return run_path(name)
     for folder in (Path(name).expanduser(), runs / name):
         if folder.is_dir():
             return _checked(folder)

@@ -7,6 +7,9 @@ from pathlib import Path
 from diffcli.config import EMBEDDED, BackboneConfig
 from diffcli.errors import BackboneError
 
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of weights that only unpickling would read, which runs whatever code is in them."""
+
 EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "miniworld-sd"
 
 
@@ -14,8 +17,38 @@ def describe_source(config: BackboneConfig) -> str:
     """Where the diffusion model of `config` would come from, in words.
 
     Raises:
-        BackboneError: a file or folder that is not there.
+        BackboneError: a file or folder that is not there, or one whose kind is not read.
     """
+    source = _describe_model(config)
+    if config.unet_weights is None:
+        return source
+    return f"{source}, the U-Net's weights from {check_unet_file(config.unet_weights).resolve()}"
+
+
+def check_unet_file(path: Path) -> Path:
+    """The file that `backbone.unet_weights` means, `~` expanded.
+
+    Raises:
+        BackboneError: there is no such file, or it is a pickle.
+    """
+    path = path.expanduser()
+    if path.suffix in PICKLES:
+        raise BackboneError(
+            "a pickled state dict, which is not read",
+            where=str(path),
+            hint="use its .safetensors version, or convert it: safetensors.torch.save_file(state, FILE)",
+        )
+    if not path.is_file():
+        raise BackboneError(
+            "no such file" if not path.is_dir() else "this is a folder",
+            where=str(path),
+            hint="model.backbone.unet_weights is a .safetensors file with the U-Net's state dict",
+        )
+    return path
+
+
+def _describe_model(config: BackboneConfig) -> str:
+    """The source alone."""
     if config.source == EMBEDDED:
         if embedded_folder() is None:
             raise BackboneError(

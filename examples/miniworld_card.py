@@ -133,7 +133,8 @@ def write_card(work: Path, out: Path, *, seed: int, random: UNet2DConditionModel
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6
     megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     text = CARD.format(
-        scenes=scenes, seed=seed, vae=stage_facts(work, "vae"), unet=stage_facts(work, "unet"), megabytes=megabytes,
+        scenes=scenes, seed=seed, megabytes=megabytes,
+        **{stage: stage_facts(work, stage) for stage in ("vae", "decoder", "unet", "unet2")},
         parameters=parameters, milliseconds=evaluation_time(pipeline.unet), scale=pipeline.vae.config.scaling_factor,
         reconstruction="\n".join(rows), denoising="\n".join(denoising_rows(pipeline, random)),
         ranges="\n".join(range_rows()),
@@ -177,9 +178,13 @@ Seed {seed}, one CPU thread, float32, no GPU. No evaluation domain took part in 
 - Autoencoder, on batches of 12 crops of 64x64, the best by PSNR on held-out pretraining appearances:
   {vae}.
   It starts as 4x4 averaging in uncorrelated colour coordinates, without which it learns grey pictures.
+- Its decoder alone, on such crops, for squared error and edges; the encoder, and so the latents, stayed:
+  {decoder}.
 - U-Net and text encoder, on batches of 8 crops of 96x96, every eighth step 2 whole pictures, half of the timesteps
   below 250; averaged weights, the best by denoising loss on held-out pretraining appearances:
   {unet}.
+- A second round from there with a fresh learning rate, every third step 2 whole pictures:
+  {unet2}.
 - Reproduce up to hardware rounding: `python examples/pretrain_miniworld.py`.
 
 ## Autoencoder

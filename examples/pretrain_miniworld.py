@@ -3,8 +3,9 @@
     python examples/pretrain_miniworld.py --work runs/miniworld-sd
 
 Stages, each resumed where it was stopped: `data` renders scenes with the pretraining appearances (ranges of no
-evaluation domain), `vae` trains the autoencoder, `unet` trains U-Net and text encoder on its latents, `export` writes
-the pipeline and measures its model card. Every random draw is keyed by (seed, stage, step), so that a run repeats up to
+evaluation domain), `vae` trains the autoencoder, `decoder` its decoder alone for longer, `unet` trains U-Net and text
+encoder on the latents, `unet2` goes on from their best at a fresh rate, `export` writes the pipeline and
+measures its model card. Every random draw is keyed by (seed, stage, step), so that a run repeats up to
 hardware rounding.
 """
 
@@ -38,7 +39,7 @@ from transformers import CLIPTokenizer
 from diffcli.data.miniworld import Appearance, render_random
 
 HELD_OUT_SEED = 1_000_000
-STAGES = ("data", "vae", "unet", "export")
+STAGES = ("data", "vae", "decoder", "unet", "unet2", "export")
 
 
 def style_words(look: Appearance) -> list[str]:
@@ -123,17 +124,47 @@ def train_vae(work: Path, *, steps: int, stop: int, batch: int, crop: int, rate:
     trainer = Trainer(work / "vae.pt", model, steps=steps, rate=rate, best=work / "vae_best.pt")
     reference = to_tensor(held_out[:64])
     for step in trainer.steps_left("vae", stop):
-        rng = np.random.default_rng([seed, 1, step])
-        tops = rng.integers(0, images.shape[1] - crop, batch)
-        lefts = rng.integers(0, images.shape[2] - crop, batch)
-        chosen = zip(rng.integers(0, len(images), batch), tops, lefts, strict=True)
-        crops = to_tensor(np.stack([images[i, y : y + crop, x : x + crop] for i, y, x in chosen]))
+        crops = to_tensor(draw_crops(images, batch=batch, crop=crop, key=[seed, 1, step]))
         generator = torch.Generator().manual_seed(seed * 7919 + step)
         crops = change_colours(crops, axes)
         trainer.update(vae_loss(model["vae"], crops, axes, step / steps, generator))
         if trainer.due(step, every=250):
             folded = fold_colours(copy.deepcopy(trainer.average["vae"]), axes)
             trainer.keep_if_best(-psnr(folded, reference), step, {"vae": folded.state_dict()})
+
+
+def train_decoder(work: Path, *, steps: int, batch: int, crop: int, rate: float, seed: int) -> None:
+    """Train the decoder alone, so that latents stay as the U-Net knows them; the best goes to decoder_best.pt."""
+    images, (held_out, *_) = load_split(work, "train")[0], load_split(work, "held_out")
+    vae = load_vae(work)
+    model = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(
+        True
+    )
+    trainer = Trainer(work / "decoder.pt", model, steps=steps, rate=rate, best=work / "decoder_best.pt")
+    reference = to_tensor(held_out[:64])
+    for step in trainer.steps_left("decoder", steps):
+        crops = to_tensor(draw_crops(images, batch=batch, crop=crop, key=[seed, 5, step]))
+        with torch.no_grad():
+            latents = vae.encode(crops).latent_dist.mean
+        error = vae.decode(latents).sample - crops
+        edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        trainer.update(4 * error.square().mean() + 0.05 * edges)
+        if trainer.due(step, every=250):
+            whole = copy.deepcopy(vae)
+            whole.decoder, whole.post_quant_conv = (
+                trainer.average["decoder"],
+                trainer.average["post_quant_conv"],
+            )
+            trainer.keep_if_best(-psnr(whole, reference), step, trainer.average.state_dict())
+
+
+def draw_crops(images: NDArray[np.uint8], *, batch: int, crop: int, key: list[int]) -> NDArray[np.uint8]:
+    """Random square crops (B, crop, crop, 3) of random scenes."""
+    rng = np.random.default_rng(key)
+    tops = rng.integers(0, images.shape[1] - crop, batch)
+    lefts = rng.integers(0, images.shape[2] - crop, batch)
+    chosen = zip(rng.integers(0, len(images), batch), tops, lefts, strict=True)
+    return np.stack([images[i, y : y + crop, x : x + crop] for i, y, x in chosen])
 
 
 @torch.no_grad()
@@ -249,8 +280,21 @@ def denoising_error(
     return (predicted - batch.noise).square().mean(dim=(1, 2, 3))
 
 
-def train_unet(work: Path, *, steps: int, batch: int, rate: float, seed: int) -> None:
-    """Train on crops of 96x96 pixels, every eighth step on whole images; the best goes to unet_best.pt."""
+@dataclass(frozen=True)
+class Round:
+    """One round of the U-Net's training."""
+
+    name: str
+    steps: int
+    rate: float
+    whole_every: int
+    """Every so many steps see whole pictures, the others crops of 96x96 pixels."""
+    key: int
+    """Of its random draws."""
+
+
+def train_unet(work: Path, plan: Round, *, batch: int, seed: int, start: Path | None = None) -> None:
+    """Train U-Net and text encoder, from the weights in `start` if given; the best goes to <name>_best.pt."""
     tokenizer, scheduler, vae = build_tokenizer(work / "tokenizer"), build_scheduler(), load_vae(work)
     latents, held_latents = encode_split(work, "train", vae), encode_split(work, "held_out", vae)
     _, labels, styles = load_split(work, "train")
@@ -259,12 +303,17 @@ def train_unet(work: Path, *, steps: int, batch: int, rate: float, seed: int) ->
         draw_batch(held_latents, held_labels, held_styles, batch=8, crop=(32, 64), key=[seed, 4, number])
         for number in range(8)
     ]
-    model, best = build_generator(tokenizer, seed), work / "unet_best.pt"
-    trainer = Trainer(work / "unet.pt", model, steps=steps, rate=rate, best=best, decay=0.999)
-    for step in trainer.steps_left("unet", steps):
-        whole = step % 8 == 0
+    model, best = build_generator(tokenizer, seed), work / f"{plan.name}_best.pt"
+    if start is not None:
+        model.load_state_dict(torch.load(start, weights_only=True)["weights"])
+        model.half().float()  # as a pipeline holds it: a round may start from a shipped one
+    trainer = Trainer(
+        work / f"{plan.name}.pt", model, steps=plan.steps, rate=plan.rate, best=best, decay=0.999
+    )
+    for step in trainer.steps_left(plan.name, plan.steps):
+        whole = step % plan.whole_every == 0
         shape = {"batch": batch // 4 if whole else batch, "crop": (32, 64) if whole else (24, 24)}
-        sample = draw_batch(latents, labels, styles, **shape, key=[seed, 3, step])  # type: ignore[arg-type]
+        sample = draw_batch(latents, labels, styles, **shape, key=[seed, plan.key, step])  # type: ignore[arg-type]
         trainer.update(denoising_error(trainer.model, tokenizer, scheduler, sample).mean())
         if trainer.due(step, every=250):
             with torch.no_grad():
@@ -280,10 +329,14 @@ def train_unet(work: Path, *, steps: int, batch: int, rate: float, seed: int) ->
 def load_pipeline(work: Path) -> StableDiffusionPipeline:
     """The pipeline of the best checkpoints so far, float32."""
     tokenizer = build_tokenizer(work / "tokenizer")
-    model = build_generator(tokenizer, 0)
-    model.load_state_dict(torch.load(work / "unet_best.pt", weights_only=True)["weights"])
+    model, vae = build_generator(tokenizer, 0), load_vae(work)
+    best = next(path for path in (work / "unet2_best.pt", work / "unet_best.pt") if path.exists())
+    model.load_state_dict(torch.load(best, weights_only=True)["weights"])
+    if (work / "decoder_best.pt").exists():
+        decoder = torch.load(work / "decoder_best.pt", weights_only=True)["weights"]
+        vae.load_state_dict({**vae.state_dict(), **decoder})
     return StableDiffusionPipeline(
-        vae=load_vae(work), text_encoder=model["text_encoder"].eval(), tokenizer=tokenizer, unet=model["unet"].eval(),
+        vae=vae, text_encoder=model["text_encoder"].eval(), tokenizer=tokenizer, unet=model["unet"].eval(),
         scheduler=build_scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -319,7 +372,9 @@ def main() -> None:
     parser.add_argument(
         "--vae-stop", type=int, default=750, help="step to stop at: the shipped one had no more time"
     )
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=4500)
+    parser.add_argument("--unet2-steps", type=int, default=5000)
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; more than free cores slows everything"
     )
@@ -341,8 +396,16 @@ def main() -> None:
             rate=1e-3,
             seed=options.seed,
         )
+    if "decoder" in options.stages:
+        train_decoder(
+            options.work, steps=options.decoder_steps, batch=12, crop=64, rate=1e-3, seed=options.seed
+        )
     if "unet" in options.stages:
-        train_unet(options.work, steps=options.unet_steps, batch=8, rate=6e-4, seed=options.seed)
+        first = Round("unet", options.unet_steps, rate=6e-4, whole_every=8, key=3)
+        train_unet(options.work, first, batch=8, seed=options.seed)
+    if "unet2" in options.stages:
+        second = Round("unet2", options.unet2_steps, rate=4e-4, whole_every=3, key=6)
+        train_unet(options.work, second, batch=8, seed=options.seed, start=options.work / "unet_best.pt")
     if "export" in options.stages:
         export(options.work, options.out, seed=options.seed)
 

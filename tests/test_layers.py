@@ -30,9 +30,27 @@ FORBIDDEN: dict[str, set[str]] = {
     "commands": {"typer", "diffcli.cli", "diffcli.commands"},
     **{
         name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
-        for name in ("evaluation", "inference", "html_report", "score_report")
+        for name in (
+            *("evaluation", "inference", "html_report", "score_report"),
+            *("any_image", "feature_backbone"),
+        )
     },
     "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
+    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
+    **{
+        name: {
+            *TERMINAL,
+            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
+            "diffcli.console",
+        }
+        for name in ("sources", "outputs", "coco", "writing", "video")
+    },
+    "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
+    "exported": {
+        *TERMINAL,
+        *("torch", "diffusers", "transformers", "diffcli.cli", "diffcli.commands", "diffcli.console"),
+    },
+    "network_export": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
     **{
         name: {
             *HEAVY,
@@ -43,7 +61,15 @@ FORBIDDEN: dict[str, set[str]] = {
             "diffcli.cli",
             "diffcli.console",
         }
-        for name in ("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights")
+        for name in (
+            *("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights"),
+            *("model_card", "model_hub"),
+        )
+    },
+    "distributed": {
+        *HEAVY,
+        *TERMINAL,
+        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli", "diffcli.console"),
     },
     "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
     "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
@@ -52,7 +78,7 @@ FORBIDDEN: dict[str, set[str]] = {
 }
 """A file of the package, or a folder of it -> what its files may never import."""
 
-AT_TOP_ONLY = {"__main__", "__init__"}
+AT_TOP_ONLY = {"__main__", "__init__", "distributed"}
 """Files that may import such things inside a function, when they are asked for."""
 
 LIGHT_COMMANDS = ("check", "init", "domains", "doctor", "inspect_data")

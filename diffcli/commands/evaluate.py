@@ -6,12 +6,13 @@ import json as json_module
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffcli import __version__, console
+from diffcli import __version__, console, distributed
 from diffcli.config import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
@@ -71,11 +72,12 @@ def run(
     wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
-        folder = _output_folder(trained, output, several=len(opened) > 1)
+        folder = distributed.from_main(partial(_output_folder, trained, output, several=len(opened) > 1))
         result = _evaluate(trained, entries, folder=folder, device=device)
         results.append(result)
-        if result.scores:
-            write_reports(result)
+        with distributed.together():
+            if result.scores and distributed.is_main():
+                write_reports(result)
         if not json:
             _tell(result, heading=len(opened) > 1)
     if json:
@@ -84,8 +86,9 @@ def run(
         )
     elif len(opened) > 1:
         print_blocks(comparison(results))
-    if output is not None and len(opened) > 1:
-        write_text(output / "comparison.md", markdown(comparison(results)))
+    with distributed.together():
+        if output is not None and len(opened) > 1 and distributed.is_main():
+            write_text(output / "comparison.md", markdown(comparison(results)))
     _raise_problems(results)
 
 
@@ -141,7 +144,8 @@ def _evaluate(
     """Evaluate one run on every domain that can be opened; what cannot is kept in `errors`."""
     result = Result(trained, folder)
     domains = _open_domains(result, entries)
-    _make_folder(folder)
+    distributed.require_same([domain.samples for domain in domains], what="samples")
+    distributed.from_main(lambda: _make_folder(folder))
     model, settings = trained.load_model(device=device), trained.config.eval
     workers = trained.config.data.workers
 
@@ -157,7 +161,8 @@ def _evaluate(
     for domain, scores in zip(domains, score_all(domains, score), strict=True):
         if scores is not None:
             result.scores.append(scores)
-            result.examples.append(_examples(model, domain, scores, settings))
+            examples = partial(_examples, model, domain, scores, settings)
+            result.examples.append(distributed.from_main(examples))
     told = report(result.scores, model=model.config, settings=settings)
     result.report = {**_about(trained, model), **told}
     return result

@@ -1,65 +1,145 @@
-"""`diff export`: one folder that loads anywhere offline, with the frozen model in it if wanted."""
+"""`diff export`: a folder that diffcli loads anywhere offline, or networks that run without it (ONNX, torch.export)."""
 
 import json as json_module
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
+from pydantic import TypeAdapter, ValidationError
 
 from diffcli import __version__, console
-from diffcli.config import EMBEDDED, BackboneConfig, as_plain
+from diffcli.config import EMBEDDED, BackboneConfig, PixelSize, Size, as_plain
 from diffcli.core import hub
 from diffcli.core.loading import open_source, quiet, resolve_prediction_type
-from diffcli.core.pipeline_folder import PipelineFolder
+from diffcli.core.pipeline_folder import WEIGHT_STEMS, PipelineFolder
 from diffcli.core.single_file import PREFIXES, SingleFile
+from diffcli.core.unet_weights import check_unet_weights
 from diffcli.core.weight_files import read_header
-from diffcli.errors import DiffError
+from diffcli.errors import ConfigError, DiffError
+from diffcli.exported import Kind
 from diffcli.inference import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, OpenRun, open_run
+from diffcli.network_export import (
+    AGREEMENT,
+    check_networks,
+    export_size,
+    left_out,
+    network_facts,
+    networks_readme,
+    write_networks,
+)
 from diffcli.pictures import class_palette
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
-def run(run: Path, *, output: Path, with_backbone: bool = False, json: bool = False) -> None:
+def run(
+    run: Path,
+    *,
+    output: Path,
+    format: Literal["folder", "onnx", "pt2"] = "folder",
+    with_backbone: bool = False,
+    size: str | None = None,
+    agreement: float = AGREEMENT,
+    json: bool = False,
+) -> None:
     """Write the exported folder of a run, whole or not at all.
 
     Args:
         run: a run folder, an exported folder or a checkpoint file.
         output: the folder; an earlier export there is replaced, anything else refused.
-        with_backbone: put the frozen diffusion model in, in its own precision, so that nothing is downloaded later.
+        format: "folder" for diffcli, "onnx" or "pt2" for other runtimes; these are compared with the model first.
+        with_backbone: of a folder: put the frozen diffusion model in, in its own precision, so that nothing is
+            downloaded later. Networks hold it anyway.
+        size: of networks: what images are resized to, "1024x512"; None takes eval.size.
+        agreement: of networks: least share of pixels whose label is the model's own.
         json: print what was written as JSON on stdout.
 
     Raises:
         CheckpointError: no trained weights there.
         BackboneError: the diffusion model to put in is not there, or incomplete.
-        DiffError: the folder holds something else, or cannot be written.
+        ConfigError: the options do not go together.
+        DiffError: the folder holds something else, or cannot be written; the networks do not agree with the model.
     """
+    if format != "folder" and with_backbone:
+        raise ConfigError(
+            "--with-backbone is for --format folder", hint="networks hold the diffusion model anyway"
+        )
+    if format == "folder" and size is not None:
+        raise ConfigError("--size is for --format onnx and pt2", hint="a folder takes images of any size")
+    wanted = None if size is None else _parse_size(size)
     trained = open_run(run)
     _refuse_foreign(output)
+    name = output.resolve().name
     with _whole_folder(output) as folder:
-        shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
-        included = with_backbone and _write_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
-        facts = _facts(trained, included=included)
-        _write_json(folder / EXPORT_CONFIG, _settings(trained))
-        _write_json(folder / EXPORT_FACTS, facts)
-        (folder / "README.md").write_text(
-            _readme(trained, facts, name=output.resolve().name), encoding="utf-8"
-        )
+        if format == "folder":
+            facts = _write_for_diffcli(trained, folder, with_backbone=with_backbone, name=name)
+        else:
+            chosen = export_size(trained, wanted)
+            facts = _write_for_runtime(
+                trained, folder, kind=format, size=chosen, agreement=agreement, name=name
+            )
     files = sorted(path for path in output.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
-    if not included and Path(trained.config.model.backbone.source).expanduser().exists():
+    total = sum(path.stat().st_size for path in files)
+    backbone = trained.config.model.backbone
+    local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
+    local += [str(backbone.unet_weights)] if backbone.unet_weights is not None else []
+    if format == "folder" and not facts["base_model"]["included"] and local:
         console.warn(
-            f"the frozen model is at {trained.config.model.backbone.source} on this machine only; "
+            f"the frozen model is at {' and '.join(local)} on this machine only; "
             "--with-backbone puts it into the folder"
         )
-    console.say(f"exported {run} to {output}: {len(files)} files, {size / 1e6:.1f} MB")
+    console.say(f"exported {run} to {output}: {len(files)} files, {total / 1e6:.1f} MB")
     if json:
-        console.print_json({"output": str(output), "bytes": size, **facts})
+        console.print_json({"output": str(output), "bytes": total, **facts})
+
+
+def _parse_size(text: str) -> Size:
+    try:
+        return TypeAdapter[Size](PixelSize).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"--size {text}: not a size", hint="WIDTHxHEIGHT, as in --size 1024x512") from None
+
+
+def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, name: str) -> dict[str, Any]:
+    """Weights and settings, for `--run` and `diffcli.load`; what is told of them."""
+    shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
+    included = with_backbone and _write_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
+    facts = _facts(trained, included=included)
+    _write_json(folder / EXPORT_CONFIG, _settings(trained))
+    _write_json(folder / EXPORT_FACTS, facts)
+    (folder / "README.md").write_text(_readme(trained, facts, name=name), encoding="utf-8")
+    return facts
+
+
+def _write_for_runtime(
+    trained: OpenRun, folder: Path, *, kind: Kind, size: Size, agreement: float, name: str
+) -> dict[str, Any]:
+    """Networks, for `--model` and other programs, reloaded and compared with the model; what is told of them."""
+    if dropped := left_out(trained.config.eval):
+        console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")
+    model = write_networks(trained, folder, kind=kind, size=size)
+    info = trained.checkpoint.info
+    facts = {
+        "format": 1,
+        "diffcli": __version__,
+        "trained_with": info.get("version"),
+        "iteration": info.get("iteration"),
+        **network_facts(model, kind=kind, size=size),
+        "base_model": _base_model(trained, included=True),
+    }
+    _write_json(folder / EXPORT_FACTS, facts)
+    check = check_networks(model, folder, size=size, agreement=agreement)
+    console.say(str(check))
+    facts["check"] = asdict(check)
+    _write_json(folder / EXPORT_FACTS, facts)
+    (folder / "README.md").write_text(networks_readme(facts, name=name), encoding="utf-8")
+    return facts
 
 
 def _refuse_foreign(output: Path) -> None:
@@ -116,13 +196,26 @@ def _write_backbone(config: BackboneConfig, folder: Path) -> bool:
         BackboneError: it is not there, or incomplete.
     """
     source = open_source(config)
-    source.check(skip_unet_weights=config.random_weights)
+    source.check(skip_unet_weights=not config.own_unet_weights)
     if isinstance(source, PipelineFolder):
-        _copy_components(source, folder, unet_weights=not config.random_weights)
+        _copy_components(source, folder, unet_weights=config.own_unet_weights)
     else:
         _convert_file(source, config, folder)
+    if config.unet_weights is not None:
+        _replace_unet(config, folder)
     PipelineFolder(folder, config.variant).check(skip_unet_weights=config.random_weights)
     return True
+
+
+def _replace_unet(config: BackboneConfig, folder: Path) -> None:
+    """Put the file of `unet_weights` where the U-Net's own weights would lie, in its own precision."""
+    assert config.unet_weights is not None
+    unet = folder / "unet"
+    check_unet_weights(config.unet_weights, PipelineFolder(folder).config("unet"))
+    for path in unet.glob("*.safetensors*"):  # of a converted single file
+        path.unlink()
+    variant = f".{config.variant}" if config.variant else ""
+    shutil.copyfile(config.unet_weights.expanduser(), unet / f"{WEIGHT_STEMS['unet']}{variant}.safetensors")
 
 
 def _copy_components(source: PipelineFolder, folder: Path, *, unet_weights: bool) -> None:
@@ -187,14 +280,21 @@ def _facts(trained: OpenRun, *, included: bool) -> dict[str, Any]:
             for i, (name, color) in enumerate(zip(model.classes, palette, strict=True))
         ],
         "ignore_id": 255,
-        "base_model": {
-            "source": model.backbone.source,
-            "revision": model.backbone.revision,
-            "commit": _commit(model.backbone),
-            "variant": model.backbone.variant,
-            "fingerprint": info.get("fingerprint"),
-            "included": included,
-        },
+        "base_model": _base_model(trained, included=included),
+    }
+
+
+def _base_model(trained: OpenRun, *, included: bool) -> dict[str, Any]:
+    """Which diffusion model it stands on."""
+    config = trained.config.model.backbone
+    return {
+        "source": config.source,
+        "revision": config.revision,
+        "commit": _commit(config),
+        "variant": config.variant,
+        "unet_weights": str(config.unet_weights) if config.unet_weights else None,
+        "fingerprint": trained.checkpoint.info.get("fingerprint"),
+        "included": included,
     }
 
 
@@ -216,10 +316,11 @@ def _readme(trained: OpenRun, facts: dict[str, Any], *, name: str) -> str:
         "It lies in `backbone/`: nothing is downloaded."
         if base["included"]
         else "It ships with diffcli: nothing is downloaded."
-        if base["source"] == EMBEDDED
+        if base["source"] == EMBEDDED and not base["unet_weights"]
         else "It is not in this folder: diffcli takes it from the cache or downloads it when the model is loaded."
     )
     commit = f", commit `{base['commit']}`" if base["commit"] else ""
+    unet = f", its U-Net with the weights of `{base['unet_weights']}`" if base["unet_weights"] else ""
     return f"""# {name}
 
 A semantic segmentation model on the frozen features of a text-to-image diffusion model.
@@ -245,6 +346,6 @@ logits = model.logits(images)  # B,3,H,W in [-1, 1] -> B,{len(model.classes)},H,
 - `{EXPORT_CONFIG}`: settings of the model and of its evaluation
 - `{EXPORT_FACTS}`: {len(model.classes)} classes with train ids and colours, the base model, versions
 
-Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}). {where}
+Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}){unet}. {where}
 Its own licence applies to it.
 """

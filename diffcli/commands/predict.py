@@ -1,38 +1,16 @@
-"""`diff predict`: images to masks. Files, folders and globs in; palette PNGs of train ids in the same tree out."""
+"""`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
 
-import difflib
-import glob
-import os
-import re
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from diffcli import console
-from diffcli.config import EvalConfig
-from diffcli.core.model import SegmentationModel
-from diffcli.data.images import read_image
-from diffcli.data.labels import read_pixels
-from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
-from diffcli.domains import IGNORE_ID
-from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.figures import score_picture
-from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, network_image, open_run, score_images, segment_images
-from diffcli.pictures import Pixels, blend, class_palette, mask_image
-
-READERS, READ_AHEAD = 2, 8
-"""Threads that read images, and how many they read before they are wanted; decoding releases Python's lock."""
-OVERLAY_SUFFIX = "_overlay.jpg"
+from diffcli import console, distributed
+from diffcli.config import EvalConfig, Size
+from diffcli.errors import ConfigError, DataError
+from diffcli.outputs import Outputs, choose_outputs
+from diffcli.pictures import class_palette
+from diffcli.segmenting import Outcome, first_line, merged, segment_files
+from diffcli.sources import Job, Reader, plan, refuse_collisions
+from diffcli.writing import Manifest
 
 
 def run(
@@ -40,407 +18,272 @@ def run(
     *,
     run: Path,
     output: Path,
+    write: str | None = None,
     overlay: bool = False,
     heatmap: str | None = None,
     reference: Path | None = None,
+    refine: int = 0,
+    samples: int = 1,
+    tile: str | None = None,
+    batch: str | None = None,
+    skip_existing: bool = False,
     device: str | None = None,
     overrides: Sequence[str] = (),
     json: bool = False,
 ) -> None:
-    """Write a mask for every image below `output`, in the tree of the images.
+    """Write a mask for every image below `output`, in the tree of the images, and a line of `predictions.jsonl`.
 
     The noise is seeded by the file's stem: an image has the same mask wherever it lies and whatever lies beside it.
 
     Args:
-        images: files, folders (with their sub-folders) and globs.
+        images: files, folders (with their sub-folders), globs, videos, @LIST or - (stdin).
         run: a run folder, an exported folder or a checkpoint file.
-        overlay: also write <stem>_overlay.jpg, the colours laid over the image.
-        heatmap: also write <stem>_<class>_heatmap.png, the softmax score of this class over the image.
+        write: comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos.
+        overlay: also write the colours laid over the image.
+        heatmap: also write the softmax score of this class over the image.
         reference: folder of masks (train ids, same stems) that turn the conditional branch on.
+        refine: feed the prediction back so many times as the reference of the conditional branch.
+        samples: average so many draws of noise, and from 2 on write their disagreement.
+        tile: "1024x512": at the image's own size (or --set eval.size), in such tiles; None: above a limit.
+        batch: images a forward pass, or "auto"; None takes eval.batch_size.
+        skip_existing: leave images alone whose outputs are all there.
         device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
         overrides: "eval.size=512x256" and the like.
         json: print what was written as JSON on stdout.
 
     Raises:
         DataError: no images; or, after all else is done, some could not be read.
-        DiffError: see `open_run`, `OpenRun.load_model` and `segment_images`.
+        DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
     """
-    jobs = plan(images, output=output, references=reference)
+    from diffcli.inference import open_run  # here, since what needs no PyTorch is also used without it
+    from diffcli.prediction import Predictor
+
+    jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
+    tiles = None if tile is None else parse_tile(tile)
     trained = open_run(run, overrides=overrides)
-    if heatmap is not None:
-        heatmap = known_class(heatmap, trained.config.model.classes)
-        _refuse_heatmaps(jobs, name=heatmap)
-    settings = _settings(trained, reference)
-    model = trained.load_model(device=device)
-    replaced = sum(job.mask.exists() for job in jobs)
-    outcome = segment_files(model, jobs, settings, overlay=overlay, heatmap=heatmap)
-    count = len(outcome.written)
-    note = f" ({replaced} files there were replaced)" if replaced else ""
-    console.say(f"{count} {'mask' if count == 1 else 'masks'} in {output}{note}")
-    if json:
-        console.print_json(_report(outcome, run=run, output=output, overlay=overlay, heatmap=heatmap))
+    model_config, settings = trained.config.model, trained.config.eval
+    outputs = choose_outputs(
+        jobs,
+        write=write,
+        overlay=overlay,
+        heatmap=heatmap,
+        samples=samples,
+        classes=model_config.classes,
+        palette=class_palette(model_config),
+    )
+    refuse_collisions(jobs, outputs.files)
+    _check_reference(settings, reference, refine=refine, where=trained.path)
+    if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
+        settings = settings.model_copy(update={"size": None})
+    manifest = Manifest(output)
+    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    left_alone = set(begun.skipped)
+    left = [job for job in jobs if job not in left_alone]
+    if not left:
+        report(begun, outputs, run=run, output=output, json=json)
+        return
+    with distributed.together():
+        model = trained.load_model(device=device)
+    batch_size = parse_batch(batch, otherwise=settings.batch_size)
+    predictor = Predictor(
+        model,
+        settings,
+        batch=batch_size,
+        tile=tiles,
+        refine=refine,
+        samples=samples,
+        confidence=outputs.wants_confidence,
+        score_of=outputs.score_of,
+    )
+    reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
+    own = distributed.share(left, chunk=batch_size or 1)
+    shares = distributed.gather(
+        lambda: segment_files(
+            predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+        )
+    )
+    outcome = merged([begun, *shares], jobs)
+    report(outcome, outputs, run=run, output=output, json=json)
+    distributed.barrier()
     if outcome.failed:
-        raise _failure(outcome, count=len(jobs))
+        raise _failure(outcome)
 
 
-# ------------------------------------------------------------------------------------------------- planning
+def run_exported(
+    images: Sequence[str],
+    *,
+    model: Path,
+    output: Path,
+    write: str | None = None,
+    overlay: bool = False,
+    heatmap: str | None = None,
+    batch: str | None = None,
+    skip_existing: bool = False,
+    device: str | None = None,
+    refused: Sequence[str] = (),
+    json: bool = False,
+) -> None:
+    """What `run` does, by networks that `diff export --format onnx|pt2` wrote; PyTorch is imported for pt2 alone.
 
+    Every image is seen at the exported size and under the stored noise, whatever its name.
 
-@dataclass(frozen=True)
-class Job:
-    """One image and where its mask goes."""
-
-    image: Path
-    mask: Path
-    reference: Path | None = None
-
-    @property
-    def overlay(self) -> Path:
-        """Where its overlay goes."""
-        return self.mask.with_name(self.mask.stem + OVERLAY_SUFFIX)
-
-    def heatmap(self, name: str) -> Path:
-        """Where the heat map of class `name` goes."""
-        word = re.sub(r"[^\w-]", "_", name)
-        return self.mask.with_name(f"{self.mask.stem}_{word}_heatmap.png")
-
-
-def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None) -> list[Job]:
-    """Every image once, in order, with its mask below `output` at its place below the inputs' common folder.
-
-    Two images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). What lies below `output` is no
-    input, unless it is named itself.
+    Args:
+        model: the exported folder, or a file in it.
+        refused: options that were given and that exported networks cannot follow.
 
     Raises:
-        DataError: an input is missing, nothing is found, or a mask would replace an image.
+        ConfigError: there are some.
+        DataError: see `run`.
+        DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
     """
-    if output.exists() and not output.is_dir():
-        raise DataError("the output is a file", where=str(output), hint="give a folder: -o masks")
-    found = [_found(text, output=os.path.abspath(output)) for text in inputs]
-    files = list(dict.fromkeys(path for _, paths in found for path in paths))
-    if not files:
-        raise DataError(
-            "no images found",
-            where=", ".join(inputs),
-            hint="give image files, a folder that holds some, or a quoted glob",
+    from diffcli.exported import ExportedPredictor, open_exported
+
+    if refused:
+        raise ConfigError(
+            f"--model and {', '.join(refused)} do not go together",
+            hint="exported networks are one plain pass of the unconditional branch; --run RUN can do more",
         )
-    base = os.path.commonpath([root for root, _ in found])
-    names = {path: os.path.relpath(path, base) for path in files}
-    stems = Counter(os.path.splitext(name)[0] for name in names.values())
-    masks = {
-        path: name if stems[os.path.splitext(name)[0]] > 1 else os.path.splitext(name)[0]
-        for path, name in names.items()
-    }
-    jobs = [Job(Path(path), output / f"{mask}.png") for path, mask in masks.items()]
-    _refuse_overwriting(jobs)
-    return jobs if references is None else _with_references(jobs, references, output=output)
-
-
-def _found(text: str, *, output: str) -> tuple[str, list[str]]:
-    """(the folder below which the tree is kept, images) of one input, all absolute and sorted."""
-    path = os.path.abspath(os.path.expanduser(text))
-    if os.path.isdir(path):
-        if path == output:
-            raise DataError(
-                "images and masks would share this folder", where=text, hint="give another one: -o masks"
-            )
-        return path, sorted(file for _, file in walk_images(Path(path)) if not _is_below(file, output))
-    if os.path.lexists(path):
-        return os.path.dirname(path), [path]
-    if not glob.has_magic(text):
-        raise DataError(
-            "no such file or folder", where=text, hint="give image files, folders, or a quoted glob"
+    jobs = plan(images, output=output)
+    exported = open_exported(model, device=device)
+    facts = exported.facts
+    outputs = choose_outputs(
+        jobs,
+        write=write,
+        overlay=overlay,
+        heatmap=heatmap,
+        samples=1,
+        classes=tuple(entry.name for entry in facts.classes),
+        palette=facts.palette,
+    )
+    refuse_collisions(jobs, outputs.files)
+    manifest = Manifest(output)
+    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
+    left_alone = set(outcome.skipped)
+    left = [job for job in jobs if job not in left_alone]
+    if left:
+        predictor = ExportedPredictor(
+            exported,
+            batch=parse_batch(batch, otherwise=1) or 1,
+            confidence=outputs.wants_confidence,
+            score_of=outputs.score_of,
         )
-    root = path
-    while glob.has_magic(root):
-        root = os.path.dirname(root)
-    found = (match for match in glob.iglob(path, recursive=True) if os.path.isfile(match))
-    images = (match for match in found if os.path.splitext(match)[1].lower() in IMAGE_SUFFIXES)
-    return root, sorted(match for match in images if root == output or not _is_below(match, output))
+        reader = Reader(facts.size, classes=len(facts.classes), keep=outputs.wants_image)
+        found = segment_files(
+            predictor, left, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+        )
+        outcome = merged([outcome, found], jobs)
+    report(outcome, outputs, run=model, output=output, json=json)
+    if outcome.failed:
+        raise _failure(outcome)
 
 
-def _is_below(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
+# -------------------------------------------------------------------------------------------------- options
 
 
-def _refuse_overwriting(jobs: Sequence[Job]) -> None:
-    images = {os.path.realpath(job.image) for job in jobs}
-    masks = Counter(os.path.realpath(job.mask) for job in jobs)
-    for job in jobs:
-        mask = os.path.realpath(job.mask)
-        if mask in images:
-            raise DataError(
-                "the mask would replace an image", where=str(job.mask), hint="give another folder: -o masks"
-            )
-        if masks[mask] > 1:
-            raise DataError(
-                "two images would write this mask", where=str(job.mask), hint="rename one of them"
-            )
+def parse_tile(text: str) -> Size:
+    """WIDTHxHEIGHT as a size. Raises ConfigError where it is none."""
+    width, _, height = text.lower().replace("×", "x").partition("x")
+    if not (width.strip().isdecimal() and height.strip().isdecimal()):
+        raise ConfigError(f"--tile {text}: not a size", hint="WIDTHxHEIGHT, as in --tile 1024x1024")
+    return Size(int(width), int(height))
 
 
-def _refuse_heatmaps(jobs: Sequence[Job], *, name: str) -> None:
-    """No heat map may replace an image or another image's mask."""
-    taken = {os.path.realpath(path) for job in jobs for path in (job.image, job.mask)}
-    for job in jobs:
-        if os.path.realpath(job.heatmap(name)) in taken:
-            raise DataError(
-                "the heat map would replace an image or a mask",
-                where=str(job.heatmap(name)),
-                hint="rename the image, or give another folder: -o masks",
-            )
+def parse_batch(text: str | None, *, otherwise: int) -> int | None:
+    """Images a forward pass; None for auto. Raises ConfigError where it is neither."""
+    if text is None:
+        return otherwise
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--batch {text}: neither a number from 1 on nor auto")
+    return int(text)
 
 
-def known_class(word: str, classes: Sequence[str]) -> str:
-    """The class that `word` names; case, _ and - do not matter.
-
-    Raises:
-        ConfigError: there is none; says which may be meant.
-    """
-
-    def plain(name: str) -> str:
-        return name.lower().replace("_", " ").replace("-", " ")
-
-    for name in classes:
-        if plain(name) == plain(word):
-            return name
-    close = difflib.get_close_matches(plain(word), classes, n=2)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"classes: {', '.join(classes)}"
-    raise ConfigError(f"this model has no class {word!r}", hint=hint)
-
-
-def _with_references(jobs: Sequence[Job], folder: Path, *, output: Path) -> list[Job]:
-    """Each job with its reference: the PNG at its mask's place below `folder`, else the one of its stem in there."""
-    if not folder.is_dir():
-        raise DataError("no such folder", where=str(folder), hint="--reference takes a folder of masks")
-    by_stem: dict[str, list[Path]] = {}
-    for path in (Path(path) for _, path in walk_images(folder)):
-        if path.suffix.lower() == ".png":
-            by_stem.setdefault(path.stem, []).append(path)
-
-    def reference(job: Job) -> Path:
-        own = folder / job.mask.relative_to(output)
-        candidates = by_stem.get(job.image.stem, [])
-        return own if own.is_file() or len(candidates) != 1 else candidates[0]
-
-    return [replace(job, reference=reference(job)) for job in jobs]
-
-
-def _settings(trained: OpenRun, references: Path | None) -> EvalConfig:
-    """The run's eval settings, checked against what predict can know."""
-    settings = trained.config.eval
+def _check_reference(settings: EvalConfig, references: Path | None, *, refine: int, where: Path) -> None:
+    """The run's eval settings suit what predict can know."""
+    if refine < 0:
+        raise ConfigError("--refine takes a number from 0 on")
     if references is not None and settings.reference == "prediction":
         raise ConfigError(
-            "--reference and eval.reference=prediction contradict each other", hint="drop one of the two"
+            "--reference and eval.reference=prediction contradict each other",
+            hint="--reference DIR --refine 1 begins with the masks and feeds the prediction back",
         )
     if references is None and settings.reference == "labels":
         raise ConfigError(
             "eval.reference is labels, but images to predict have none",
-            where=str(trained.path),
+            where=str(where),
             hint="--reference DIR gives masks; --set eval.reference=none (or prediction) does without",
         )
-    return settings
 
 
-# ----------------------------------------------------------------------------------------------- segmenting
+# ------------------------------------------------------------------------------------- beginning and telling
 
 
-Failure = tuple[Job, DiffError]
-"""A job that could not be done, and why."""
-
-
-@dataclass
-class Outcome:
-    """What became of the images."""
-
-    written: list[Job] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add_failures(self, failures: Iterable[Failure]) -> None:
-        """Say at once which images are skipped, and keep them."""
-        for failure in failures:
-            console.warn(f"skipped {_first_line(failure)}")
-            self.failed.append(failure)
-
-
-@dataclass(frozen=True)
-class _Read:
-    """One image as a reader hands it over."""
-
-    job: Job
-    image: Pixels
-    """At the network's size."""
-    size: tuple[int, int]
-    """Height and width of the file, upright."""
-    full: Pixels | None
-    """At that size, where an overlay or a heat map wants it."""
-    reference: Pixels | None
-
-
-def segment_files(
-    model: SegmentationModel,
-    jobs: Sequence[Job],
-    settings: EvalConfig,
-    *,
-    overlay: bool = False,
-    heatmap: str | None = None,
-) -> Outcome:
-    """Segment and write every image; one that cannot be read or segmented is named, skipped and kept in `failed`.
-
-    Args:
-        overlay: write the overlays as well.
-        heatmap: write heat maps of this class as well.
+def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
+    """Open the folder and its manifest, and find what is there already: an outcome of skipped jobs.
 
     Raises:
-        DiffError: the first images already cannot be segmented, or a mask cannot be written.
+        DiffError: the folder cannot be written to.
     """
-    outcome, started = Outcome(), time.monotonic()
-    palette, keep = class_palette(model.config), overlay or heatmap is not None
-    train_id = None if heatmap is None else model.config.classes.index(heatmap)
 
-    def read(job: Job) -> _Read | Failure:
-        try:
-            return _read(job, settings, classes=len(model.config.classes), keep=keep)
-        except DiffError as error:
-            return job, error
-        except Exception as error:  # decoders raise nearly anything; one file must not cost the others
-            return job, DataError(f"cannot be read: {error}", where=str(job.image))
+    def is_there(job: Job) -> bool:
+        files = outputs.files(job)
+        to_take_apart = job.is_video and outputs.writes_frames
+        return bool(files) and not to_take_apart and all(path.is_file() for path in files.values())
 
-    with console.progress("predict", len(jobs), unit="images") as bar:
-        for batch in _batched(_read_ahead(read, jobs), settings.batch_size):
-            outcome.add_failures(item for item in batch if not isinstance(item, _Read))
-            good = [item for item in batch if isinstance(item, _Read)]
-            for _, images in groupby(good, lambda item: item.image.shape):
-                same = list(images)
-                try:
-                    segmented = _segment(model, same, settings, score_of=train_id)
-                except DiffError as error:
-                    if not outcome.written:
-                        raise
-                    outcome.add_failures((item.job, error) for item in same)
-                    continue
-                for item, (mask, score) in zip(same, segmented, strict=True):
-                    _write(item.job.mask, mask_image(mask, palette))
-                    if overlay and item.full is not None:
-                        _write(item.job.overlay, Image.fromarray(blend(item.full, mask, palette)))
-                    if heatmap is not None and item.full is not None and score is not None:
-                        _write(item.job.heatmap(heatmap), score_picture(item.full, score, name=heatmap))
-                    outcome.written.append(item.job)
-            bar.update(len(batch))
-    outcome.seconds = time.monotonic() - started
-    return outcome
+    skipped = [job for job in jobs if skip_existing and is_there(job)]
+    left = set(skipped)
+    manifest.begin(job.image for job in jobs if job not in left)
+    told = {entry.get("input") for entry in manifest.entries()} if skipped else set()
+    for job in skipped:
+        if str(job.image) not in told:
+            manifest.add(job.image, status="skipped", outputs=outputs.files(job))
+    replaced = sum(path.exists() for job in jobs if job not in left for path in outputs.files(job).values())
+    return Outcome(skipped=skipped, replaced=replaced)
 
 
-def _read(job: Job, settings: EvalConfig, *, classes: int, keep: bool) -> _Read:
-    image = read_image(job.image)
-    reference = None if job.reference is None else _read_reference(job.reference, classes=classes)
-    size = (image.shape[0], image.shape[1])
-    return _Read(job, network_image(image, settings.size), size, image if keep else None, reference)
-
-
-def _read_reference(path: Path, *, classes: int) -> Pixels:
-    """Train ids (H,W) of a reference mask.
-
-    Raises:
-        DataError: unreadable, a colour image, or values that are no train ids.
-    """
-    pixels = read_pixels(path)
-    if pixels.ndim != 2:
-        raise DataError("a reference is a mask of train ids, this is a colour image", where=str(path))
-    outside = np.setdiff1d(pixels, [*range(classes), IGNORE_ID])
-    if outside.size:
-        raise DataError(
-            f"reference values that are no train ids: {', '.join(map(str, outside[:12]))}",
-            where=str(path),
-            hint=f"a reference holds 0..{classes - 1} and {IGNORE_ID}, as diff predict writes it",
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json: bool) -> None:
+    """Say what was written, and print it as JSON if asked."""
+    count = len(outcome.written)
+    notes = [
+        f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
+        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
+    ]
+    told = "; ".join(filter(None, notes))
+    what = f"{count} {'image' if count == 1 else 'images'}"
+    if outcome.frames:
+        videos = sum(job.is_video for job in outcome.written)
+        what = (
+            f"{count - videos} images and {outcome.frames} frames"
+            if count > videos
+            else f"{outcome.frames} frames"
         )
-    return pixels.astype(np.uint8)
-
-
-def _segment(
-    model: SegmentationModel, items: Sequence[_Read], settings: EvalConfig, *, score_of: int | None
-) -> list[tuple[Pixels, NDArray[np.float32] | None]]:
-    """Masks of images of one network size, each at its file's size; with the scores of class `score_of`, if any."""
-    images, sizes = [item.image for item in items], [item.size for item in items]
-    names = [item.job.image.stem for item in items]
-    references = [item.reference for item in items if item.reference is not None] or None
-    if score_of is None:
-        masks = segment_images(
-            model, images, sizes=sizes, identities=names, config=settings, references=references
+    console.say(f"{what} segmented into {output}{f' ({told})' if told else ''}")
+    if json:
+        console.print_json(
+            {
+                "run": str(run),
+                "output": str(output),
+                "images": [
+                    {
+                        "image": str(job.image),
+                        **{kind: str(path) for kind, path in outputs.files(job).items()},
+                    }
+                    for job in outcome.written
+                ],
+                "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
+                "skipped": [str(job.image) for job in outcome.skipped],
+                "seconds": round(outcome.seconds, 2),
+            }
         )
-        return [(mask.cpu().numpy(), None) for mask in masks]
-    scored = score_images(
-        model,
-        images,
-        train_id=score_of,
-        sizes=sizes,
-        identities=names,
-        config=settings,
-        references=references,
-    )
-    return [(mask.cpu().numpy(), score.cpu().numpy()) for mask, score in scored]
 
 
-def _write(path: Path, picture: Image.Image) -> None:
-    """Write a picture; the quality is for JPEG, PNG knows none."""
-    with write_atomically(path) as temporary:
-        picture.save(temporary, quality=90)
-
-
-def _read_ahead(read: Callable[[Job], _Read | Failure], jobs: Sequence[Job]) -> Iterator[_Read | Failure]:
-    """What `read` makes of the jobs, in order, read by threads while the model works."""
-    with ThreadPoolExecutor(READERS) as pool:
-        waiting: deque[Future[_Read | Failure]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(read, job))
-            if len(waiting) > READ_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _batched(items: Iterator[_Read | Failure], size: int) -> Iterator[list[_Read | Failure]]:
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-# ------------------------------------------------------------------------------------------------- telling
-
-
-def _report(
-    outcome: Outcome, *, run: Path, output: Path, overlay: bool, heatmap: str | None
-) -> dict[str, Any]:
-    """What --json prints."""
-
-    def entry(job: Job) -> dict[str, str]:
-        files = {"image": job.image, "mask": job.mask}
-        if overlay:
-            files["overlay"] = job.overlay
-        if heatmap is not None:
-            files["heatmap"] = job.heatmap(heatmap)
-        return {key: str(path) for key, path in files.items()}
-
-    return {
-        "run": str(run),
-        "output": str(output),
-        "images": [entry(job) for job in outcome.written],
-        "failed": [{"image": str(job.image), "error": error.message} for job, error in outcome.failed],
-        "seconds": round(outcome.seconds, 2),
-    }
-
-
-def _failure(outcome: Outcome, *, count: int) -> DataError:
-    shown = [f"  - {_first_line(failure)}" for failure in outcome.failed[:20]]
+def _failure(outcome: Outcome) -> DataError:
+    shown = [f"  - {first_line(failure)}" for failure in outcome.failed[:20]]
     if len(outcome.failed) > len(shown):
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
+    count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
         "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
         hint="mend or take out these files; the others are done",
     )
-
-
-def _first_line(failure: Failure) -> str:
-    """The image and why it failed, without the hint."""
-    job, error = failure
-    text = str(error).splitlines()[0]
-    return text if str(job.image) in text else f"{job.image}: {text}"

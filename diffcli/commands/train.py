@@ -2,9 +2,13 @@
 
 A run is a function of its config: sampling, augmentation, dropout and noise are all keyed by (seed, iteration), so that
 resuming needs only the weights, the optimizer and the iteration, and continues as if nothing had happened.
+
+Several processes (`torchrun`, `accelerate launch`) share an iteration as one process would a batch as many times as
+large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
 import json as json_module
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -16,20 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from diffcli import console, evaluation, score_report
-from diffcli.config import RunConfig, TrainConfig
+from diffcli import console, distributed, evaluation, score_report
+from diffcli.config import LossConfig, RunConfig, TrainConfig
 from diffcli.config_file import dump_config
+from diffcli.core.batchnorm import synchronise_batchnorm
 from diffcli.core.checkpoint import save_checkpoint
 from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.inversion import noise_seed
-from diffcli.core.ipkl import IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
+from diffcli.core.ipkl import IPKLFeatures, IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.core.optim import parameter_groups, set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
-from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.data.statistics import ClassStatistics, class_statistics, class_weights
+from diffcli.domains import IGNORE_ID
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
@@ -63,13 +69,17 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    name = config.name or config_name
-    unfinished = find_unfinished(name, runs=runs, settings=dump_config(config)) if resume else None
+    name, settings = config.name or config_name, dump_config(config)
+    unfinished = (
+        distributed.from_main(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
+    )
     accelerator = build_accelerator(config.train, runs=runs)
     source, targets = _open_domains(config)
-    samples = _training_set(config, source, _statistics(config, source))
-    model = _build_model(config, accelerator)
-    folder = unfinished or _new_run(name, accelerator, runs=runs)  # last: what fails before leaves no folder
+    samples = _training_set(config, source, distributed.from_main(lambda: _statistics(config, source)))
+    with distributed.together():
+        model = _build_model(config, accelerator)
+    # last: what fails before leaves no folder
+    folder = unfinished or distributed.from_main(lambda: create_run(name, runs=runs))
     trainer = setup(
         config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
     )
@@ -77,7 +87,8 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
         write_text(folder / CONFIG, dump_config(config))
         write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
     if resume:
-        trainer.restore()
+        with distributed.together():
+            trainer.restore()
     with graceful_stop() as stop:
         fit(trainer, stop)
     _finish(trainer, json=json)
@@ -87,7 +98,7 @@ def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
     """Device, mixed precision and trackers as configured; processes as `accelerate launch` made them.
 
     Raises:
-        ConfigError: the device is not there, or a tracker's package is not installed.
+        ConfigError: the device is not there or not this process's alone, or a tracker's package is not installed.
     """
     for tracker in train.trackers:
         if find_spec(tracker) is None:
@@ -97,14 +108,31 @@ def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
             )
     device = resolve_device(train.device)
     precision = resolve_precision(train.precision, device)
+    if device.type == "cuda":
+        _one_gpu_each(device)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "float32" else precision,
         log_with=list(train.trackers) or None,
         project_dir=runs,
     )
+    assert accelerator.num_processes == distributed.world_size(), (
+        "distributed.start() comes before the command"
+    )
+    return accelerator
+
+
+def _one_gpu_each(device: torch.device) -> None:
+    """Refuse a GPU that several processes would share: gradients cannot be exchanged on one."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.world_size() > 1 else 1
+    if local > 1 and (device.type != str(device) or local > torch.cuda.device_count()):
+        raise ConfigError(
+            f"train.device {device}: the {local} processes on this machine need a GPU each, it has "
+            f"{torch.cuda.device_count()}",
+            hint="train.device: auto, and as many processes as GPUs (--nproc-per-node, --num_processes)",
+        )
 
 
 @dataclass
@@ -123,11 +151,16 @@ class Trainer:
     """Optimizer steps done."""
     best: dict[str, Any] = field(default_factory=dict)
     """Iteration and score of the best checkpoint so far."""
+    class_weights: torch.Tensor | None = None
+    """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
     def save(self) -> None:
-        """Write the last checkpoint and, in one file of its own, all that resuming needs."""
-        if not self.accelerator.is_main_process:
-            return
+        """Write the last checkpoint and, in one file of its own, all that resuming needs; the processes wait for it."""
+        with distributed.together():
+            if self.accelerator.is_main_process:
+                self._write()
+
+    def _write(self) -> None:
         scaler = self.accelerator.scaler
         state = {
             "iteration": self.iteration,
@@ -191,13 +224,26 @@ def setup(
     train = config.train
     if train.trackers:
         accelerator.init_trackers(folder.name, config={"config": dump_config(config)})
+    if train.sync_batchnorm and distributed.world_size() > 1:
+        synchronise_batchnorm(model.decoder)
     model.decoder.train()
     groups = parameter_groups(
         model.decoder, learning_rate=train.learning_rate, head_multiplier=train.head_multiplier
     )
     optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
     paired, prepared = accelerator.prepare(PairedDecoder(model.decoder), optimizer)
-    return Trainer(config, folder, accelerator, model, paired, prepared, samples, targets)
+    return Trainer(
+        *(config, folder, accelerator, model, paired, prepared, samples, targets),
+        class_weights=_class_weights(samples, train.loss.class_balance, model.device),
+    )
+
+
+def _class_weights(samples: TrainingSet, balance: float, device: torch.device) -> torch.Tensor | None:
+    """What a pixel of each class counts in the cross-entropy; None where all count alike."""
+    if not balance:
+        return None
+    assert samples.statistics is not None, "counted where classes are weighed"
+    return torch.from_numpy(class_weights(samples.statistics.shares, balance=balance)).to(device)
 
 
 def fit(trainer: Trainer, stop: Stop) -> None:
@@ -224,14 +270,16 @@ def fit(trainer: Trainer, stop: Stop) -> None:
             bar.update(loss=record["loss"])
             if trainer.iteration % train.log_interval == 0 or trainer.iteration == train.iterations:
                 now = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
-                trainer.log({**record, "seconds": now[0] - mark[0], "unet_evaluations": now[1] - mark[1]})
+                [evaluations] = distributed.sums([now[1] - mark[1]])
+                trainer.log({**record, "seconds": now[0] - mark[0], "unet_evaluations": int(evaluations)})
                 mark = now
             last = trainer.iteration == train.iterations
             if train.validate_interval and trainer.iteration % train.validate_interval == 0 and not last:
                 validate(trainer)
-            if last or stop.requested or trainer.iteration % train.checkpoint_interval == 0:
+            [stopping] = distributed.sums([stop.requested])  # a signal may reach one process before another
+            if last or stopping or trainer.iteration % train.checkpoint_interval == 0:
                 trainer.save()
-            if stop.requested:
+            if stopping:
                 console.say(
                     f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
                 )
@@ -251,42 +299,69 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     total: dict[str, float] = {}
     files: list[str] = []
     for micro in range(train.gradient_accumulation):
-        batch = next(batches)
+        with distributed.together():
+            batch = next(batches)
+            features = _features(trainer, batch)
         files += batch.files
         synchronised = micro == train.gradient_accumulation - 1
         with nullcontext() if synchronised else accelerator.no_sync(trainer.paired):
             # keyed, and after the loader, which draws from the same generator when it starts: resuming repeats dropout
             key = f"dropout/{trainer.iteration}/{micro}/{accelerator.process_index}"
             torch.manual_seed(noise_seed(train.seed, key))
-            losses = _losses(trainer, batch)
-            for key, value in _values(losses).items():
+            losses = _losses(trainer, features, batch.labels.to(trainer.model.device))
+            values = _values(losses)
+            with distributed.together():
+                if not np.isfinite(values["loss"]):
+                    raise _not_finite("loss", trainer, files)
+            for key, value in _means(values).items():
                 total[key] = total.get(key, 0.0) + value / train.gradient_accumulation
-            if not np.isfinite(total["loss"]):
-                raise _not_finite("loss", trainer, files)
             accelerator.backward(losses.total / train.gradient_accumulation)
     norm = _clip(trainer)
-    if not np.isfinite(norm) and accelerator.scaler is None:
-        raise _not_finite("gradient", trainer, files)
+    if (
+        not np.isfinite(norm) and accelerator.scaler is None
+    ):  # in every process, since the gradient is the same
+        every = [file for own in distributed.gather(lambda: files) for file in own]
+        raise _not_finite("gradient", trainer, every)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
     return {**total, "gradient_norm": norm, "learning_rate": train.learning_rate * factor}
 
 
-def _losses(trainer: Trainer, batch: Batch) -> IPKLLosses:
-    """Both passes of one micro-batch through the frozen half, then through the trained one."""
-    device, loss = trainer.model.device, trainer.config.train.loss
-    images, labels = to_model_range(batch.images.to(device)), batch.labels.to(device)
-    features = extract_pair(
+def _features(trainer: Trainer, batch: Batch) -> IPKLFeatures:
+    """Both passes of one micro-batch through the frozen half."""
+    config, device = trainer.config.train, trainer.model.device
+    return extract_pair(
         trainer.model.extractor,
-        images,
-        labels,
+        to_model_range(batch.images.to(device)),
+        batch.labels.to(device),
         identities=batch.identities,
-        seed=trainer.config.train.seed,
-        ipkl=loss.ipkl,
+        seed=config.seed,
+        ipkl=config.loss.ipkl,
     )
+
+
+def _losses(trainer: Trainer, features: IPKLFeatures, labels: Tensor) -> IPKLLosses:
+    """The loss of one micro-batch; its mean over the processes is that of all their images together."""
+    loss = trainer.config.train.loss
     with trainer.accelerator.autocast():
         conditional, unconditional = trainer.paired(features.conditional, features.unconditional)
-    return ipkl_loss(unconditional, conditional, labels, loss)
+    losses = ipkl_loss(unconditional, conditional, labels, loss, class_weights=trainer.class_weights)
+    if loss.average == "all" or distributed.world_size() == 1:
+        return losses
+    return _by_labelled_pixels(losses, labels, loss)
+
+
+def _by_labelled_pixels(losses: IPKLLosses, labels: Tensor, config: LossConfig) -> IPKLLosses:
+    """Cross-entropies weighted by this process's share of the labelled pixels: gradients are averaged evenly."""
+    own = int((labels != IGNORE_ID).sum())
+    [everyone] = distributed.sums([own])
+    factor = own * distributed.world_size() / max(everyone, 1)
+    unconditional = factor * losses.unconditional
+    if losses.conditional is None or losses.consistency is None:
+        return IPKLLosses(unconditional, unconditional, None, None)
+    conditional = factor * losses.conditional
+    total = conditional + unconditional + config.weight * losses.consistency
+    return IPKLLosses(total, unconditional, conditional, losses.consistency)
 
 
 def _values(losses: IPKLLosses) -> dict[str, float]:
@@ -299,6 +374,12 @@ def _values(losses: IPKLLosses) -> dict[str, float]:
     }
     present = {name: value.detach().float() for name, value in terms.items() if value is not None}
     return dict(zip(present, torch.stack(list(present.values())).tolist(), strict=True))
+
+
+def _means(values: dict[str, float]) -> dict[str, float]:
+    """Each value's mean over the processes."""
+    totals = distributed.sums(list(values.values()))
+    return {key: total / distributed.world_size() for key, total in zip(values, totals, strict=True)}
 
 
 def _clip(trainer: Trainer) -> float:
@@ -382,7 +463,8 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
     scores, problems = validate(trainer)
     if not trainer.accelerator.is_main_process:
         return
-    trainer.accelerator.end_training()
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()
     model = trainer.config.model
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
@@ -430,12 +512,14 @@ def _open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
     """List the source and every target before anything heavy is loaded."""
     classes = config.model.classes
     source = open_domain(config.data.train, purpose="train", classes=classes)
-    return source, [open_domain(entry, purpose="eval", classes=classes) for entry in config.data.eval]
+    targets = [open_domain(entry, purpose="eval", classes=classes) for entry in config.data.eval]
+    distributed.require_same([domain.samples for domain in (source, *targets)], what="samples")
+    return source, targets
 
 
 def _statistics(config: RunConfig, source: Domain) -> ClassStatistics | None:
     """Class shares of the source, where rare class sampling needs them; cached between runs."""
-    if config.train.rare_class_sampling is None:
+    if config.train.rare_class_sampling is None and not config.train.loss.class_balance:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
@@ -455,14 +539,6 @@ def _training_set(config: RunConfig, source: Domain, statistics: ClassStatistics
         names = ", ".join(config.model.classes[train_id] for train_id in samples.rare.left_out)
         console.say(f"rare class sampling leaves out classes that no image holds enough of: {names}")
     return samples
-
-
-def _new_run(name: str, accelerator: Accelerator, *, runs: Path) -> Path:
-    """A fresh run folder, the same in every process."""
-    made = [create_run(name, runs=runs) if accelerator.is_main_process else None]
-    folder = broadcast_object_list(made)[0]
-    assert isinstance(folder, Path)
-    return folder
 
 
 def _batches(trainer: Trainer) -> Iterator[Batch]:

@@ -54,6 +54,14 @@ class DiffusionBackbone:
         device: torch.device = next(self.unet.parameters()).device
         return device
 
+    def to(self, device: torch.device) -> None:
+        """Move networks and prompt embeddings to another device."""
+        if device == self.device:
+            return
+        self.vae.to(device)
+        self.unet.to(device)
+        self.prompt_embeddings = {prompt: e.to(device) for prompt, e in self.prompt_embeddings.items()}
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the networks; everything returned here is float32 all the same."""

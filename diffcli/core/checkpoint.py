@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli import __version__
-from diffcli.config import ModelConfig
+from diffcli.config import BackboneConfig, ModelConfig
 from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.model import Precision, SegmentationModel, build_model
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically
 
 _KEY = "diffcli"
+_FIRST_LAYER, _LAYERS = 16, 48
+"""Weights of a fingerprint; early checkpoints hold those of the first layer alone."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,15 @@ class Checkpoint:
 
 
 def fingerprint(backbone: DiffusionBackbone) -> list[float]:
-    """A few weights of the U-Net's first layer: enough to tell two diffusion models apart in any precision."""
-    return [round(float(x), 5) for x in backbone.unet.conv_in.weight.detach().float().flatten()[:16]]
+    """A few weights of the U-Net: enough to tell two diffusion models apart in any precision.
+
+    The first `_FIRST_LAYER` are its first layer's; then one of every few layers, by which a fine-tuned U-Net differs
+    from the one that it came from.
+    """
+    weights = [weight for weight in backbone.unet.parameters() if weight.ndim > 1]
+    sampled = [weight[(0,) * weight.ndim] for weight in weights[:: max(1, len(weights) // _LAYERS)][:_LAYERS]]
+    first = backbone.unet.conv_in.weight.flatten()[:_FIRST_LAYER]
+    return [round(float(x), 5) for x in first] + [float(f"{float(x):.4g}") for x in sampled]
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, Any] | None = None) -> None:
@@ -159,11 +168,22 @@ def check_fingerprint(model: SegmentationModel, checkpoint: Checkpoint, *, where
     if stored is None:
         return
     here = fingerprint(model.extractor.backbone)
-    if len(stored) != len(here) or any(
-        abs(a - b) > 2e-3 + 1e-2 * abs(a) for a, b in zip(stored, here, strict=False)
-    ):
+    known = len(stored) in (_FIRST_LAYER, len(here))
+    if not known or any(not _close(i, a, b) for i, (a, b) in enumerate(zip(stored, here, strict=False))):
         raise CheckpointError(
-            f"it was trained on another diffusion model than {model.config.backbone.source!r} holds now",
+            f"it was trained on another diffusion model than {_named(model.config.backbone)} holds now",
             where=where,
-            hint="use the diffusion model that it was trained on (model.backbone.source), or train again",
+            hint="use the diffusion model that it was trained on (model.backbone.source and unet_weights), "
+            "or train again",
         )
+
+
+def _close(index: int, stored: float, here: float) -> bool:
+    """Whether one number of a fingerprint is the same weight, in whatever precision it was read."""
+    rounding = 2e-3 if index < _FIRST_LAYER else 1e-6  # of fp16's smallest numbers
+    return abs(stored - here) <= rounding + 1e-2 * abs(stored)
+
+
+def _named(config: BackboneConfig) -> str:
+    """The diffusion model as the settings name it."""
+    return f"{config.source!r}" + (f" with {str(config.unet_weights)!r}" if config.unet_weights else "")

@@ -100,7 +100,7 @@ class FeatureTaps:
     def _as_map(self, tokens: Tensor, layer: FeatureLayer) -> Tensor:
         """R,(H W),C tokens as an R,C,H,W map; the resnet of the same layer ran just before at the same size."""
         height, width = self.maps[FeatureLayer("resnet", layer.stage, layer.layer)].shape[-2:]
-        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 class DiffusionFeatureExtractor:

@@ -15,14 +15,19 @@ from diffcli.domains import IGNORE_ID
 
 
 def segmentation_loss(
-    logits: Tensor, labels: Tensor, *, average: Literal["all", "labelled"] = "all"
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    average: Literal["all", "labelled"] = "all",
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of B,C,h,w logits, resized bilinearly to B,H,W labels; 255 counts zero (method section 2).
 
     "all" divides by all pixels, as the published code does; "labelled" by the labelled ones (0 where there are none).
+    `class_weights` (C,) float32 multiply each pixel's term; None counts all classes alike, as published.
     """
     resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(resized, labels, ignore_index=IGNORE_ID, reduction="sum")
+    total = F.cross_entropy(resized, labels, weight=class_weights, ignore_index=IGNORE_ID, reduction="sum")
     pixels = labels.numel() if average == "all" else int((labels != IGNORE_ID).sum())
     return total / max(pixels, 1)
 
@@ -117,13 +122,25 @@ class IPKLLosses:
 
 
 def ipkl_loss(
-    unconditional_logits: Tensor, conditional_logits: Tensor | None, labels: Tensor, config: LossConfig
+    unconditional_logits: Tensor,
+    conditional_logits: Tensor | None,
+    labels: Tensor,
+    config: LossConfig,
+    *,
+    class_weights: Tensor | None = None,
 ) -> IPKLLosses:
-    """CE(L_c, y) + CE(L_u, y) + lambda D(L_u, L_c); without conditional logits CE(L_u, y) (method section 2)."""
-    unconditional = segmentation_loss(unconditional_logits, labels, average=config.average)
+    """CE(L_c, y) + CE(L_u, y) + lambda D(L_u, L_c); without conditional logits CE(L_u, y) (method section 2).
+
+    `class_weights` are those of `segmentation_loss`, for both cross-entropies.
+    """
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return segmentation_loss(logits, labels, average=config.average, class_weights=class_weights)
+
+    unconditional = cross_entropy(unconditional_logits)
     if conditional_logits is None:
         return IPKLLosses(unconditional, unconditional, None, None)
-    conditional = segmentation_loss(conditional_logits, labels, average=config.average)
+    conditional = cross_entropy(conditional_logits)
     consistency = consistency_loss(unconditional_logits, conditional_logits, config)
     total = conditional + unconditional + config.weight * consistency
     return IPKLLosses(total, unconditional, conditional, consistency)

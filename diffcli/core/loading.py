@@ -22,7 +22,9 @@ from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.memory import check_memory, memory_errors
 from diffcli.core.pipeline_folder import SUITABLE, PipelineFolder
 from diffcli.core.single_file import SingleFile
+from diffcli.core.unet_weights import check_unet_weights, count_unet_parameters, load_unet_weights
 from diffcli.errors import BackboneError
+from diffcli.weights import PICKLES
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "miniworld-sd"
 
@@ -46,7 +48,7 @@ def load_backbone(
     """
     source = open_source(config)
     with quiet(), memory_errors(config.source):
-        source.check(skip_unet_weights=config.random_weights)
+        source.check(skip_unet_weights=not config.own_unet_weights)
         check_unet(
             source.config("unet"),
             text=source.config("text_encoder"),
@@ -54,15 +56,14 @@ def load_backbone(
             where=config.source,
         )
         prediction_type = resolve_prediction_type(config, source)
-        check_memory(source, device=device, dtype=dtype, random_unet=config.random_weights)
+        if config.unet_weights is not None:
+            check_unet_weights(config.unet_weights, source.config("unet"))
+        other_unet = None if config.own_unet_weights else count_unet_parameters(source.config("unet"))
+        check_memory(source, device=device, dtype=dtype, unet_parameters=other_unet)
         text_encoder = source.load_text_encoder().float().to(device)
         embeddings = encode_prompts(prompts, tokenizer=source.load_tokenizer(), text_encoder=text_encoder)
         del text_encoder
-        unet = (
-            random_unet(source.config("unet"), dtype=dtype, seed=seed)
-            if config.random_weights
-            else source.load_unet(dtype)
-        )
+        unet = load_unet(config, source, dtype=dtype, seed=seed)
         return DiffusionBackbone(
             vae=source.load_vae(dtype).to(device),
             unet=unet.to(device),
@@ -89,7 +90,7 @@ def open_source(config: BackboneConfig) -> Source:
     path = Path(config.source).expanduser()
     if path.is_dir():
         return PipelineFolder(path, config.variant)
-    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
+    if path.suffix in PICKLES:
         raise BackboneError(
             "a pickled checkpoint, which is not read", where=str(path), hint="use its .safetensors version"
         )
@@ -105,7 +106,7 @@ def open_source(config: BackboneConfig) -> Source:
         config.source,
         revision=config.revision,
         variant=config.variant,
-        unet_weights=not config.random_weights,
+        unet_weights=config.own_unet_weights,
     )
 
 
@@ -155,6 +156,17 @@ def resolve_prediction_type(config: BackboneConfig, source: Source) -> str:
             hint="if that is wrong, set model.backbone.prediction_type to epsilon or v_prediction",
         )
     return stated
+
+
+def load_unet(
+    config: BackboneConfig, source: Source, *, dtype: torch.dtype, seed: int
+) -> UNet2DConditionModel:
+    """The U-Net with the weights that `config` names: random ones, those of a file, or the source's own."""
+    if config.random_weights:
+        return random_unet(source.config("unet"), dtype=dtype, seed=seed)
+    if config.unet_weights is not None:
+        return load_unet_weights(config.unet_weights, source.config("unet"), dtype=dtype)
+    return source.load_unet(dtype)
 
 
 def random_unet(settings: Mapping[str, Any], *, dtype: torch.dtype, seed: int) -> UNet2DConditionModel:

@@ -23,14 +23,18 @@ class Sized(Protocol):
 
 
 def check_memory(
-    source: Sized, *, device: torch.device, dtype: torch.dtype, random_unet: bool = False
+    source: Sized, *, device: torch.device, dtype: torch.dtype, unet_parameters: int | None = None
 ) -> None:
     """The weights fit: first the text encoder alone, in float32, then U-Net and VAE together.
+
+    Args:
+        unet_parameters: numbers in the U-Net's weights where they are not the source's own.
 
     Raises:
         BackboneError: they do not.
     """
-    networks = {name: source.parameters(name) for name in (("vae",) if random_unet else ("unet", "vae"))}
+    unet = source.parameters("unet") if unet_parameters is None else unet_parameters
+    networks = {"unet": unet, "vae": source.parameters("vae")}
     text = source.parameters("text_encoder") * torch.float32.itemsize
     together = sum(networks.values()) * dtype.itemsize
     largest = max(networks.values()) * dtype.itemsize

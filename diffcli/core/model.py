@@ -13,12 +13,14 @@ from diffcli.config import EvalConfig, ModelConfig
 from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
-from diffcli.core.inversion import resize_nearest, seeded_noise
+from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
 from diffcli.core.loading import load_backbone
 from diffcli.domains import IGNORE_ID
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NoiseSource = Callable[[int, Sequence[str]], Noise]
+"""(seed, identities of a batch) -> the Gaussians of one pass over it; `seeded_noise` is the usual one."""
 
 
 class SegmentationModel:
@@ -62,6 +64,7 @@ class SegmentationModel:
         *,
         identities: Sequence[str] | None = None,
         references: Sequence[Tensor | None] | None = None,
+        noise_source: NoiseSource = seeded_noise,
     ) -> Tensor:
         """B,3,H,W float32 images in [-1,1], any H and W, to B,classes,H,W float32 logits.
 
@@ -71,11 +74,12 @@ class SegmentationModel:
         Args:
             identities: what seeds each image's noise, with config.inversion.seed; None takes a hash of its pixels.
             references: H,W train ids an image that turn the conditional branch on, of any size; None leaves it off.
+            noise_source: what makes the noise of these identities.
         """
         height, width = images.shape[-2:]
         images = images.to(self.device)
         names = list(identities) if identities is not None else [content_identity(image) for image in images]
-        noise = seeded_noise(self.config.inversion.seed, names)
+        noise = noise_source(self.config.inversion.seed, names)
         multiple = self.extractor.backbone.multiple
         padded = pad_to_multiple(images, multiple, value=0.0)
         if references is not None:
@@ -146,12 +150,14 @@ def segment(
     config: EvalConfig,
     identities: Sequence[str] | None = None,
     references: Sequence[Tensor | None] | None = None,
+    noise_source: NoiseSource = seeded_noise,
 ) -> Tensor:
     """B,3,H,W images in [-1,1] to B,classes,H,W class probabilities or logits at the images' size, as configured.
 
     One plain pass returns logits; several (scales, flip, windows) return the mean of their softmax maps, whose
     argmax is the prediction either way. With config.reference == "prediction" a first pass makes the reference
-    of a second one (method section 2); "none" and "labels" use `references` as given.
+    of a second one (method section 2); "none" and "labels" use `references` as given. `noise_source` is that of
+    whole images: a sliding window seeds each of its places by itself.
     """
     names = list(identities) if identities is not None else [content_identity(image) for image in images]
 
@@ -161,7 +167,7 @@ def segment(
             for scale in config.scales
             for mirrored in ((False, True) if config.flip else (False,))
         ]
-        run = _windowed(model, config) if config.mode == "slide" else _whole(model)
+        run = _windowed(model, config) if config.mode == "slide" else _whole(model, noise_source)
         if passes == [(1.0, False)]:
             return run(images, names, references)
         total = sum(
@@ -179,8 +185,10 @@ def segment(
 _Run = Callable[[Tensor, Sequence[str], Sequence[Tensor | None] | None], Tensor]
 
 
-def _whole(model: SegmentationModel) -> _Run:
-    return lambda images, names, references: model.logits(images, identities=names, references=references)
+def _whole(model: SegmentationModel, noise_source: NoiseSource) -> _Run:
+    return lambda images, names, references: model.logits(
+        images, identities=names, references=references, noise_source=noise_source
+    )
 
 
 def _varied(

@@ -308,7 +308,8 @@ class TrainingSet:
         domain: labelled samples.
         augmentation: crop, flip and colour settings.
         rare_classes: settings of rare class sampling; None draws images evenly.
-        statistics: pixels of each class in each sample (`class_statistics`); needed for rare class sampling.
+        statistics: pixels of each class in each sample (`class_statistics`); needed for rare class sampling, kept for
+            whoever weighs classes.
         seed: of everything random here.
 
     Raises:
@@ -327,6 +328,7 @@ class TrainingSet:
     ) -> None:
         self.domain = domain
         self.augmentation = augmentation
+        self.statistics = statistics
         self.seed = seed
         self.rare = None if rare_classes is None else _sampling(rare_classes, statistics)
         self.min_crop_pixels = 0 if rare_classes is None else rare_classes.min_crop_pixels

@@ -186,6 +186,26 @@ def write_cityscapes(
             progress(number + 1)
 
 
+def render_depth(seed: int, index: int, *, size: tuple[int, int] = (128, 256)) -> Floats:
+    """The distance in metres of every pixel of scene (seed, index): H,W float32, along the camera's axis; the sky inf.
+
+    It belongs to the picture and labels that `render` gives for the scene, in any domain, pixel by pixel.
+    """
+    scene, ids = _draw(seed, index, size)
+    depth = _depth(scene, ids)
+    depth[ids == 0] = np.inf
+    return depth
+
+
+def _depth(scene: Scene, ids: NDArray[np.uint16]) -> Floats:
+    """Metres from the camera to the plane of each pixel's part; at most 2000."""
+    across, down = scene.camera.rays((ids.shape[0], ids.shape[1]))
+    planes = np.array([part.plane for part in scene.parts], dtype=np.float32)
+    inverse = planes[:, 0][ids] + planes[:, 1][ids] * across + planes[:, 2][ids] * down
+    depth: Floats = 1 / np.clip(inverse, 1 / 2000, 2.0)
+    return depth
+
+
 def _write_png(path: Path, pixels: MatLike) -> None:
     encoded, data = cv2.imencode(".png", pixels)
     if not encoded:
@@ -196,14 +216,19 @@ def _write_png(path: Path, pixels: MatLike) -> None:
 def _render(
     seed: int, index: int, appearance: Appearance, rng: np.random.Generator, size: tuple[int, int]
 ) -> tuple[Image, Image]:
+    scene, ids = _draw(seed, index, size)
+    labels = np.array([part.label for part in scene.parts], dtype=np.uint8)
+    return _Picture(scene, ids, appearance, rng).develop(), labels[ids]
+
+
+def _draw(seed: int, index: int, size: tuple[int, int]) -> tuple[Scene, NDArray[np.uint16]]:
+    """The scene, and the part id of every pixel of a picture of `size`."""
     if size[0] % 64 or size[1] % 64 or min(size) <= 0:
         raise ValueError(f"height and width must be multiples of 64, not {size}")
     # Streams of (seed, index) alone and of (seed, index, domain) never coincide: their lengths differ.
     scene = draw_scene(np.random.default_rng([seed, index]), size)
-    labels = np.array([part.label for part in scene.parts], dtype=np.uint8)
     half = SUPERSAMPLING // 2
-    ids = scene.ids[half::SUPERSAMPLING, half::SUPERSAMPLING]
-    return _Picture(scene, ids, appearance, rng).develop(), labels[ids]
+    return scene, scene.ids[half::SUPERSAMPLING, half::SUPERSAMPLING]
 
 
 class _Picture:
@@ -222,10 +247,8 @@ class _Picture:
         self.roughness = roughness[ids]
         self.sky = ids == 0
         self.flat = self.facing[ids] == 2
-        self.across, self.down = scene.camera.rays(self.size)
-        planes = np.array([part.plane for part in parts], dtype=np.float32)
-        inverse = planes[:, 0][ids] + planes[:, 1][ids] * self.across + planes[:, 2][ids] * self.down
-        self.depth: Floats = 1 / np.clip(inverse, 1 / 2000, 2.0)
+        self.across, _ = scene.camera.rays(self.size)
+        self.depth = _depth(scene, ids)
 
     def develop(self) -> Image:
         """All steps in their physical order: paint, texture, daylight, lamps, water and snow, air, camera."""

@@ -75,6 +75,15 @@ def rare_class_probabilities(
     return classes, (weights / weights.sum()).astype(np.float32)
 
 
+def class_weights(shares: NDArray[np.float64], *, balance: float) -> NDArray[np.float32]:
+    """(classes,) weight of each class's pixels, share^-balance, scaled so that the mean over all pixels is 1.
+
+    A class without pixels gets the weight of the rarest.
+    """
+    weights = np.maximum(shares, shares[shares > 0].min(initial=1.0)) ** -balance
+    return np.asarray(weights / max(float((shares * weights).sum()), 1e-12), dtype=np.float32)
+
+
 def rare_classes(statistics: ClassStatistics, config: RareClassConfig) -> RareClasses:
     """Which classes are drawn how often, and from which samples: those with more than `min_pixels` pixels of the class.
 

@@ -23,7 +23,9 @@ OTHERS = (
     *("consistency_kl", "consistency_ce", "consistency_dice", "teacher_detached"),
     *("reference_prediction", "reference_truth"),
 )
-ROWS = (*DECIDING, *OTHERS)
+SCHEDULES = tuple(f"schedule_{name}" for name in ("paper", "visit9", "five", "one", "clean", "found"))
+"""The same training without IPKL under every schedule: what an evaluation of the U-Net buys."""
+ROWS = (*DECIDING, *OTHERS, *SCHEDULES)
 
 
 @dataclass(frozen=True)

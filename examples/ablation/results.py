@@ -1,4 +1,4 @@
-"""The ablation's results: what the cells' reports say, as JSON, as a Markdown table a budget, and as a plot."""
+"""The ablation's results: what the cells' reports say, as JSON, as a Markdown table a budget, and as plots."""
 
 import json
 import statistics
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, finished, title, training_lines
-from PIL import Image, ImageDraw, ImageFont
+from plots import plot, plot_costs
 
 from diffcli import console
 from diffcli.files import write_atomically, write_text
@@ -22,9 +22,6 @@ NOTE = (
     "mIoU in percent over the classes present, of the last checkpoint: mean ± standard deviation over seeds. "
     "Evaluations and seconds are of one image at inference and of one training iteration."
 )
-INK, PAPER, GRID = (30, 30, 30), (255, 255, 255), (215, 215, 215)
-SHADES = ((165, 195, 225), (35, 95, 155), (230, 150, 60), (110, 110, 110))
-LABEL, PLOT, LINE, MARGIN = 170, 640, 15, 20
 
 Wanted = Mapping[tuple[str, int, int], Cell]
 """(row, budget, seed) -> the cell that holds its scores."""
@@ -33,7 +30,7 @@ Summary = dict[str, Any]
 
 
 def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
-    """Write results.json, results.md and results.png of what is finished; with `show`, print the tables as well."""
+    """Write results.json, results.md, results.png and costs.png of what is finished; with `show`, print the tables."""
     asked = dict.fromkeys((budget, row) for row, budget, _ in wanted)
     found = [summary(row, budget, wanted) for budget, row in sorted(asked, key=lambda key: key[0])]
     rows = [row for row in found if row["seeds"]]
@@ -41,8 +38,9 @@ def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
         return
     write_text(output / "results.json", json.dumps({"rows": rows}, indent=2))
     write_text(output / "results.md", markdown(rows))
-    with write_atomically(output / "results.png") as temporary:
-        plot(rows).save(temporary)
+    for name, picture in (("results.png", plot(rows)), ("costs.png", plot_costs(rows))):
+        with write_atomically(output / name) as temporary:
+            picture.save(temporary)
     if show:
         for budget, own in by_budget(rows).items():
             console.table(f"mIoU in percent after {budget} iterations", heading(own), table(own))
@@ -149,51 +147,3 @@ def markdown(rows: Sequence[Summary]) -> str:
 
 def _line(cells: Sequence[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def plot(rows: Sequence[Summary]) -> Image.Image:
-    """Mean unseen mIoU: a bar a row and budget, a whisker of one standard deviation, a dot a seed."""
-    names, budgets = list(dict.fromkeys(row["row"] for row in rows)), list(by_budget(rows))
-    group = LINE * len(budgets) + 10
-    canvas = Image.new("RGB", (LABEL + PLOT + 3 * MARGIN, 3 * MARGIN + group * len(names) + MARGIN), PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    top = 5 * max(1, -(-max(max(row["mean_iou"]["mean unseen"]["values"]) for row in rows) * 100 // 5))
-
-    def x(percent: float) -> float:
-        return LABEL + MARGIN + PLOT * percent / top
-
-    _axis(draw, font, x, top=int(top), bottom=canvas.height - 2 * MARGIN)
-    for i, budget in enumerate(budgets):
-        left = LABEL + MARGIN + 150 * i
-        draw.rectangle((left, 6, left + 12, 18), fill=SHADES[i % len(SHADES)])
-        draw.text((left + 18, 4), f"{budget} iterations", fill=INK, font=font)
-    for row in rows:
-        y = 2 * MARGIN + group * names.index(row["row"]) + LINE * budgets.index(row["budget"])
-        if row["budget"] == next(other["budget"] for other in rows if other["row"] == row["row"]):
-            draw.text((MARGIN, y + 2), row["row"], fill=INK, font=font)
-        _bar(
-            draw,
-            x,
-            y,
-            row["mean_iou"]["mean unseen"],
-            shade=SHADES[budgets.index(row["budget"]) % len(SHADES)],
-        )
-    return canvas
-
-
-def _axis(draw: ImageDraw.ImageDraw, font: Any, x: Any, *, top: int, bottom: float) -> None:
-    """Percentages below, a faint line each."""
-    step = 5 if top <= 50 else 10
-    for percent in range(0, top + 1, step):
-        draw.line((x(percent), 1.5 * MARGIN, x(percent), bottom), fill=GRID)
-        draw.text((x(percent), bottom + 4), str(percent), fill=INK, font=font, anchor="ma")
-    draw.text((x(0), bottom + 20), "mean mIoU over the unseen domains, percent", fill=INK, font=font)
-
-
-def _bar(draw: ImageDraw.ImageDraw, x: Any, y: float, value: Mapping[str, Any], *, shade: Any) -> None:
-    mean, deviation, middle = 100 * value["mean"], 100 * (value["std"] or 0.0), y + LINE / 2
-    draw.rectangle((x(0), y + 1, x(mean), y + LINE - 2), fill=shade)
-    if deviation:
-        draw.line((x(max(0.0, mean - deviation)), middle, x(mean + deviation), middle), fill=INK, width=2)
-    for one in value["values"]:
-        draw.ellipse((x(100 * one) - 2, middle - 2, x(100 * one) + 2, middle + 2), fill=PAPER, outline=INK)

@@ -1,7 +1,7 @@
 """The ablation: trains and evaluates rows x seeds x budgets, each in a process of its own; resumable at any moment.
 
-    python examples/ablation/run.py                                   # every row, seeds 0 1 2, 300 and 1000 iterations
-    python examples/ablation/run.py --rows deciding --budgets 300
+    python examples/ablation/run.py                                   # every row, seeds 0 1 2, 120 and 360 iterations
+    python examples/ablation/run.py --rows deciding --budgets 120
     python examples/ablation/run.py --rows full no_ipkl --seeds 0 --set train.device=cuda
 
 A row is a YAML beside this file (`scratch_*` are in scratch.py). What is finished is skipped, what was interrupted goes
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from cells import DECIDING, HERE, ROWS, SCRATCH, Cell, cell, finished, training_seconds
+from cells import DECIDING, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
 from results import write_results
 
 from diffcli import console
@@ -60,18 +60,18 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", default=["all"], help=f"all, deciding, or any of {', '.join(ROWS)}"
+        "--rows", nargs="+", default=["all"], help=f"all, deciding, schedules, or any of {', '.join(ROWS)}"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--budgets", nargs="+", type=int, default=[300, 1000], help="iterations")
+    parser.add_argument("--budgets", nargs="+", type=int, default=[120, 360], help="iterations")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every row")
     return parser
 
 
 def _expanded(words: Sequence[str]) -> list[str]:
-    """The rows that `all`, `deciding` and names mean, each once, in the order given."""
-    groups = {"all": ROWS, "deciding": DECIDING}
+    """The rows that `all`, `deciding`, `schedules` and names mean, each once, in the order given."""
+    groups = {"all": ROWS, "deciding": DECIDING, "schedules": SCHEDULES}
     rows = list(dict.fromkeys(row for word in words for row in groups.get(word, (word,))))
     for row in rows:
         if row not in SCRATCH and not (HERE / f"{row}.yaml").is_file():

@@ -22,7 +22,7 @@ from diffcli.core.model import SegmentationModel, pad_to_multiple, to_model_rang
 from diffcli.core.optim import set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
-from diffcli.data.statistics import class_statistics
+from diffcli.data.statistics import class_statistics, class_weights
 from diffcli.errors import TrainingError
 from diffcli.files import write_atomically, write_text
 from diffcli.runs import CONFIG, METRICS, PICTURE, REPORT, RESUME
@@ -112,6 +112,12 @@ class Training:
         self.network = network.to(self.device)
         group = {"params": network.parameters(), "lr": train.learning_rate, "base_lr": train.learning_rate}
         self.optimizer = torch.optim.AdamW([group], betas=train.betas, weight_decay=train.weight_decay)
+        self.samples = self._samples()
+        balance, statistics = train.loss.class_balance, self.samples.statistics
+        self.class_weights = None
+        if balance and statistics is not None:
+            weights = class_weights(statistics.shares, balance=balance)
+            self.class_weights = torch.from_numpy(weights).to(self.device)
         self.iteration, self.elapsed, self.metrics = 0, 0.0, []
         if (folder / RESUME).is_file():
             self._restore()
@@ -177,7 +183,8 @@ class Training:
             warmup_ratio=train.warmup_ratio,
         )
         logits = self.network(to_model_range(batch.images).to(self.device))
-        loss = segmentation_loss(logits, batch.labels.to(self.device), average=train.loss.average)
+        labels = batch.labels.to(self.device)
+        loss = segmentation_loss(logits, labels, average=train.loss.average, class_weights=self.class_weights)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite at iteration {self.iteration}", where=str(self.folder)
@@ -189,21 +196,24 @@ class Training:
         self.optimizer.step()
         return loss.item()
 
-    def _batches(self) -> Iterator[Batch]:
-        """The very samples that `diff train` draws with this seed, from the current iteration on, without end."""
+    def _samples(self) -> TrainingSet:
+        """The samples that `diff train` draws with this seed."""
         config, train = self.config, self.config.train
         source = open_domain(config.data.train, purpose="train", classes=config.model.classes)
-        workers = config.data.workers
-        rare = train.rare_class_sampling
-        samples = TrainingSet(
+        counted = train.rare_class_sampling is not None or train.loss.class_balance
+        return TrainingSet(
             source,
             augmentation=config.augmentation,
-            rare_classes=rare,
-            statistics=None if rare is None else class_statistics(source, workers=workers),
+            rare_classes=train.rare_class_sampling,
+            statistics=class_statistics(source, workers=config.data.workers) if counted else None,
             seed=train.seed,
         )
-        draws = range(self.iteration * train.batch_size, 2**40)
-        return training_batches(samples, draws=draws, batch_size=train.batch_size, workers=workers)
+
+    def _batches(self) -> Iterator[Batch]:
+        """The same batches as `diff train`'s, from the current iteration on, without end."""
+        size = self.config.train.batch_size
+        draws = range(self.iteration * size, 2**40)
+        return training_batches(self.samples, draws=draws, batch_size=size, workers=self.config.data.workers)
 
     def finish(self) -> None:
         """Evaluate the last weights and leave a run folder like any other."""

@@ -16,7 +16,11 @@ from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.domains import CITYSCAPES_PALETTE
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.figures import score_colors, score_picture
+from diffcli.outputs import Planes
 from diffcli.pictures import TEXT_HEIGHT
+from diffcli.prediction import Predictor
+from diffcli.sources import Job, Read
+from diffcli.writing import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,14 @@ def ids(path: Path) -> np.ndarray:
         return np.asarray(mask)
 
 
-def targets(jobs: list[predict.Job], output: Path) -> list[str]:
+def written(folder: Path) -> list[str]:
+    """What lies in a folder of results, beside its manifest."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert not [name for name in names if ".part-" in name]
+    return [name for name in names if name != MANIFEST]
+
+
+def targets(jobs: list[Job], output: Path) -> list[str]:
     return sorted(job.mask.relative_to(output).as_posix() for job in jobs)
 
 
@@ -197,7 +208,7 @@ def test_bad_files_are_named_and_the_rest_is_done(
     with pytest.raises(DataError, match="3 of 4 images") as caught:
         predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", json=True)
     assert all(name in str(caught.value) for name in ("empty.jpg", "text.png", "cut.png"))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png"]
+    assert written(tmp_path / "out") == ["good.png"]
     told = json.loads(capsys.readouterr().out)
     assert len(told["images"]) == 1
     assert len(told["failed"]) == 3
@@ -267,7 +278,7 @@ def test_an_output_that_is_not_finite_ends_the_work(
     )
     with pytest.raises(DiffError, match="not finite in float32"):
         predict.run([str(image)], run=tiny_run, output=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert written(tmp_path / "out") == []
 
 
 def test_one_image_too_large_for_memory_does_not_cost_the_others(
@@ -287,7 +298,7 @@ def test_one_image_too_large_for_memory_does_not_cost_the_others(
         predict.run(
             [str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overrides=["eval.size=null"]
         )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert written(tmp_path / "out") == ["a.png", "c.png"]
 
 
 # ------------------------------------------------------------------------------------------------ heat maps
@@ -310,7 +321,7 @@ def test_heat_maps_lie_beside_the_masks(
         capsys.readouterr()
         assert [Path(entry["heatmap"]).name for entry in told["images"]] == ["a_traffic_light_heatmap.png"]
     first, second = (tmp_path / name / "a_traffic_light_heatmap.png" for name in ("one", "two"))
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["a.png", first.name]
+    assert written(tmp_path / "one") == ["a.png", first.name]
     with Image.open(first) as drawn:
         assert drawn.size == (100, 40 + TEXT_HEIGHT)
     assert first.read_bytes() != second.read_bytes()  # the reference acts
@@ -319,17 +330,26 @@ def test_heat_maps_lie_beside_the_masks(
     assert np.array_equal(ids(tmp_path / "one" / "a.png"), ids(tmp_path / "three" / "a.png"))
 
 
+def planes_of(predictor: Predictor, image: np.ndarray, **options: Any) -> Planes:
+    """What a predictor makes of one image, named a."""
+    read = Read(Job(Path("a.png"), Path("out/a.png")), image, image.shape[:2], None, options.get("reference"))
+    [planes] = predictor.predict([read])
+    return planes
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_scores_are_softmax_maps_whatever_the_passes(model: SegmentationModel, flip: bool) -> None:
     image, settings = np.array(picture(size=(64, 64))), EvalConfig(flip=flip)
     batch = to_model_range(torch.from_numpy(image)[None])
     output = segment(model, batch, config=settings, identities=["a"])
     expected = (output if flip else output.softmax(1))[0, 6]
-    ((mask, score),) = inference.score_images(
-        model, [image], train_id=6, sizes=[(64, 64)], identities=["a"], config=settings
-    )
-    assert torch.allclose(score, expected, atol=1e-6)
-    assert torch.equal(mask.long(), output[0].argmax(0))
+    planes = planes_of(Predictor(model, settings, score_of=6, confidence=True), image)
+    assert planes.score is not None
+    assert np.allclose(planes.score, expected, atol=1e-6)
+    assert np.array_equal(planes.mask, output[0].argmax(0))
+    best = (output if flip else output.softmax(1))[0].amax(0)
+    assert planes.confidence is not None
+    assert np.allclose(planes.confidence, best, atol=1e-6)
 
 
 def test_an_unknown_class_is_named_before_anything_loads(tmp_path: Path, tiny_run: Path) -> None:
@@ -342,7 +362,7 @@ def test_an_unknown_class_is_named_before_anything_loads(tmp_path: Path, tiny_ru
 def test_a_heat_map_replaces_no_mask(tmp_path: Path, tiny_run: Path) -> None:
     for name in ("a.png", "a_road_heatmap.png"):
         save(tmp_path / "in" / name, picture())
-    with pytest.raises(DataError, match="heat map would replace"):
+    with pytest.raises(DataError, match="two images would write this file"):
         predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", heatmap="road")
 
 

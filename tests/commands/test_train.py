@@ -1,9 +1,6 @@
 """Training: what a run folder holds, resuming to the last digit, and every way in which a run must stop well."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -242,33 +239,3 @@ def test_every_consistency_loss_trains(tmp_path: Path, consistency: str) -> None
         train__iterations=1, train__loss={"consistency": consistency, "detach_teacher": True}
     )
     assert "consistency" in metrics(start(config, tmp_path))[0]
-
-
-def test_two_processes_train_together(tmp_path: Path) -> None:
-    """As `accelerate launch` or torchrun start it: one run folder, one log, a batch twice as large."""
-    from diffcli.config_file import dump_config
-
-    config = tmp_path / "tiny.yaml"
-    config.write_text(dump_config(tiny_config(train__iterations=2, data__eval=[])))
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "diffcli",
-    ]
-    source = Path(train.__file__).parents[2]
-    done = subprocess.run(
-        [*launch, "train", str(config)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
-    assert [line["iteration"] for line in metrics(tmp_path / "runs" / "tiny")] == [1, 2]

@@ -122,6 +122,19 @@ def test_nothing_labelled_costs_nothing() -> None:
         assert loss == 0
 
 
+def test_weighted_classes_count_by_their_weights() -> None:
+    student, teacher = logits(0)
+    labels, weights = labels_with_ignored(), torch.tensor([1.0, 2.0, 0.5, 0.0, 4.0], dtype=student.dtype)
+    resized = F.interpolate(student, labels.shape[-2:], mode="bilinear", align_corners=False)
+    terms = F.cross_entropy(resized, labels, ignore_index=255, reduction="none")
+    counted = torch.where(labels == 255, 0.0, weights[labels.clamp(max=4)])
+    own = (terms * counted).sum() / labels.numel()
+    torch.testing.assert_close(segmentation_loss(student, labels, class_weights=weights), own)
+    losses = ipkl_loss(student, teacher, labels, LossConfig(), class_weights=weights)
+    torch.testing.assert_close(losses.unconditional, own)
+    torch.testing.assert_close(losses.conditional, segmentation_loss(teacher, labels, class_weights=weights))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sum_of_its_terms(kind: str) -> None:
     student, teacher = logits(0)

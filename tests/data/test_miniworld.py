@@ -13,10 +13,11 @@ from diffcli.data.miniworld import (
     PRETRAINING_RANGES,
     random_appearance,
     render,
+    render_depth,
     render_random,
     write_cityscapes,
 )
-from diffcli.data.scene import SKY
+from diffcli.data.scene import FAR, ROAD, SKY
 from diffcli.data.street import draw_scene
 
 SMALL = (64, 128)
@@ -36,6 +37,24 @@ def test_render_is_deterministic(domain: str) -> None:
     first, second = render(3, 5, domain, size=SMALL), render(3, 5, domain, size=SMALL)
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_depth_belongs_to_the_labels() -> None:
+    """Infinite in the sky alone, on flat ground what the camera's height and horizon say, the same when asked again."""
+    for index in range(4):
+        label, depth = render(7, index, "fog", size=SMALL)[1], render_depth(7, index, size=SMALL)
+        assert depth.dtype == np.float32
+        assert depth.shape == label.shape
+        assert np.isinf(depth[label == SKY]).all()
+        assert (depth[label != SKY] >= 0.5).all()
+        assert (depth[label != SKY] <= 3 * FAR).all()
+        camera = draw_scene(np.random.default_rng([7, index]), SMALL).camera
+        _, down = camera.rays(SMALL)
+        ground = np.broadcast_to(camera.height / np.maximum(down, 1e-6), SMALL)
+        road = (label == ROAD) & (ground < FAR)
+        assert road.any()
+        np.testing.assert_allclose(depth[road], ground[road], rtol=1e-4)
+        np.testing.assert_array_equal(depth, render_depth(7, index, size=SMALL))
 
 
 def test_seed_and_index_change_the_scene() -> None:

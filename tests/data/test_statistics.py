@@ -14,6 +14,7 @@ from diffcli.data.statistics import (
     ClassStatistics,
     cache_folder,
     class_statistics,
+    class_weights,
     rare_class_probabilities,
     rare_classes,
 )
@@ -49,6 +50,15 @@ def test_probabilities_equal_the_recorded_ones(temperature: float) -> None:
     assert classes.tolist() == golden["classes"]
     assert weights.dtype == np.float32
     np.testing.assert_allclose(weights, golden["probs"], rtol=2e-5)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_class_weights_keep_the_size_of_the_loss(balance: float) -> None:
+    shares = np.array([0.7, 0.28, 0.02, 0.0])
+    weights = class_weights(shares, balance=balance)
+    assert (shares * weights).sum() == pytest.approx(1)
+    assert weights[2] / weights[0] == pytest.approx(35**balance, rel=1e-6)
+    assert weights[3] == weights[2]
 
 
 def test_rare_classes_of_the_recorded_counts() -> None:
