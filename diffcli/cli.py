@@ -556,6 +556,70 @@ def check(config: Config, overrides: Overrides = None, json: Json = False) -> No
     command.run(load_config(config, overrides=overrides or ()), config_name=config.stem, json=json)
 
 
+@app.command(
+    epilog=_examples(
+        "diff bench",
+        "diff bench my.yaml --work inference --batch-sizes 1,4",
+        "diff bench --random-weights sd21 --size 1024x512 --json",
+    )
+)
+def bench(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CONFIG", help="YAML file with the settings.  [the shipped model]", show_default=False
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    work: Annotated[str, typer.Option(help="inference, training, or both.")] = "both",
+    schedules: Annotated[
+        str, typer.Option(help="Comma list: paper, visit9, five, one, clean.")
+    ] = "paper,five,one",
+    precisions: Annotated[str, typer.Option(help="Comma list: auto, float32, bf16, fp16.")] = "auto",
+    batch_sizes: Annotated[str, typer.Option(help="Comma list of images a batch.")] = "1",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images.  [what the model is made for]"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed batches a row; one before them warms up.")] = 3,
+    random_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="sd15 or sd21 with random weights instead of the diffusion model (tiny: sd21 at toy widths).",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Measure speed, work and memory on this machine, beside what the published code spends.
+
+    The baseline rows do the published amount of work: every step of the schedule, equal prompts evaluated twice, the
+    unused stride fused too.
+    """
+    from diffcli.commands import bench as command
+    from diffcli.config_file import load_config
+
+    plan = command.parse_plan(
+        work=work,
+        schedules=schedules,
+        precisions=precisions,
+        batch_sizes=batch_sizes,
+        size=size,
+        repeats=repeats,
+    )
+    settings = None if config is None else load_config(config, overrides=overrides or ())
+    command.run(
+        settings,
+        plan=plan,
+        overrides=overrides or (),
+        random_weights=random_weights,
+        device=device,
+        json=json,
+    )
+
+
 @app.command(epilog=_examples("diff domains --root /data"))
 def domains(
     root: Annotated[

@@ -1,0 +1,124 @@
+"""diff bench: real measurements of tiny networks in processes of their own; numbers are counted, never timed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from diffcli.benchmark import Case, measure_here
+from diffcli.cli import app
+from diffcli.config import ModelConfig
+from diffcli.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ("--random-weights", "tiny", "--device", "cpu", "--size", "128x128", "--repeats", "1")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "diffcli", "bench", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    """Both kinds of work on the one-step schedule."""
+    done = run(*TINY, "--schedules", "one", "--batch-sizes", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["machine"]["device"] == "cpu"
+    return list(found["rows"])
+
+
+def test_every_row_says_what_was_done(rows: list[dict[str, Any]]) -> None:
+    facts = [(row["work"], row["code"], row["batch"], row["unet_evaluations"]) for row in rows]
+    assert facts == [
+        ("inference", "baseline", 2, 2 * 2),
+        ("inference", "diffcli", 2, 2),
+        ("training", "baseline", 2, 2 * (2 + 2 + 2)),  # two prompted classes: four rows, and two without
+        ("training", "diffcli", 2, 2 * (2 + 1 + 1)),
+    ]
+    for row in rows:
+        assert row["flop"] > 0
+        assert row["matmul_flop_per_second"] > 0
+        assert row["peak_bytes"] > 2**20
+        assert len(row["seconds"]) == 1
+
+
+def test_the_baseline_does_more_and_is_what_others_are_compared_with(rows: list[dict[str, Any]]) -> None:
+    for work in ("inference", "training"):
+        baseline, ours = (row for row in rows if row["work"] == work)
+        assert baseline["speedup"] == 1
+        assert baseline["flop"] > ours["flop"]
+        assert ours["speedup"] == pytest.approx(baseline["median_seconds"] / ours["median_seconds"])
+
+
+def test_flops_are_those_of_the_layers() -> None:
+    """Twice the images, twice the FLOPs; attention is counted on a CPU too."""
+    settings = ModelConfig.model_validate({"decoder": {"channels": [32, 64, 64, 64], "head_channels": 16}})
+    case = Case(
+        work="inference",
+        code="diffcli",
+        schedule="one",
+        precision="float32",
+        batch=1,
+        width=64,
+        height=64,
+        device="cpu",
+        repeats=1,
+        model={**settings.model_dump(mode="json"), "inversion": {"schedule": "one"}},
+        random_weights="tiny",
+    )
+    one, two = (measure_here(Case(**{**vars(case), "batch": batch})) for batch in (1, 2))
+    assert two.flop == 2 * one.flop
+    assert two.unet_evaluations == 2 * one.unet_evaluations == 2
+
+
+def test_tables_fit_80_columns() -> None:
+    done = run(*TINY, "--schedules", "one", "--work", "inference")
+    assert done.returncode == 0, done.stderr
+    assert "times faster" in done.stdout
+    assert "% of matmul" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--schedules", "many"),
+        ("--batch-sizes", "0"),
+        ("--size", "large"),
+        ("--work", "sleep"),
+        ("--random-weights", "sd9"),
+        ("--precisions", "int4"),
+    ],
+)
+def test_what_does_not_exist_is_said(option: str, value: str) -> None:
+    result = CliRunner().invoke(app, ["bench", "--device", "cpu", option, value])
+    assert isinstance(result.exception, ConfigError)
+
+
+def test_help_shows_examples() -> None:
+    result = CliRunner().invoke(app, ["bench", "--help"])
+    assert "diff bench --random-weights sd21" in result.output
+
+
+def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
+    script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py")]
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_gpu_script_runs_at_toy_size() -> None:
+    script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py"), "--try", "--repeats", "1"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len([line for line in done.stdout.splitlines() if ">=" in line or "<=" in line]) == 6
