@@ -8,6 +8,7 @@ Shapes: B images, S saved steps, C channels of all layers of a stage, h,w the la
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -180,8 +181,10 @@ class Decoder(nn.Module):
         height, width = (self.downsample * side for side in stacks[-1].shape[-2:])
         return F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
 
-    def _by_layer(self, stack: Tensor, widths: tuple[int, ...]) -> Tensor:
+    def _by_layer(self, stack: Tensor, widths: Sequence[int]) -> Tensor:
         """Step after step, as the loop makes them, to layer after layer, as the decoder was trained."""
         batch, _, height, width = stack.shape
-        layers = stack.reshape(batch, self.steps, sum(widths), height, width).split(list(widths), dim=2)
+        layers = torch.split(
+            stack.reshape(batch, self.steps, sum(widths), height, width), list(widths), dim=2
+        )
         return torch.cat([x.reshape(batch, -1, height, width) for x in layers], dim=1)
