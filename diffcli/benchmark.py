@@ -213,7 +213,7 @@ def _attention_flop(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_arguments: Any, **_options: Any
 ) -> int:
     """FLOPs of attention on a CPU, from the shapes; PyTorch counts those of GPUs only."""
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype) -> float:

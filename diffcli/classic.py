@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 COMMANDS = frozenset(
-    "train eval evaluate compare predict submit export push import init check domains data doctor".split()
+    "train eval evaluate compare predict submit export push import init check bench domains data doctor".split()
 )
 """First words that are always ours, those of GROUPS only before a second word of theirs."""
 

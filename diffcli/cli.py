@@ -593,7 +593,7 @@ def bench(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measure speed, work and memory on this machine, beside what the published code spends.
+    """Measure speed and memory beside the published code's cost.
 
     The baseline rows do the published amount of work: every step of the schedule, equal prompts evaluated twice, the
     unused stride fused too.

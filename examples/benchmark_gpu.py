@@ -1,19 +1,18 @@
 """SD 2.1 on one GPU against the targets that diffcli sets itself: python examples/benchmark_gpu.py
 
-Runs `diff bench` with a full-size U-Net of random weights (nothing is downloaded) and prints what was measured beside
-its target; under ten minutes on an H100. Exit code 0 when every target is met, 1 when one is missed, 2 without CUDA.
-`--try` runs the same steps at toy size on any machine: it shows that the script works and nothing about speed.
+Makes the measurements of `diff bench` with a full-size U-Net of random weights (nothing is downloaded) and prints each
+beside its target; under ten minutes on an H100. Exit code 0 when every target is met, 1 when one is missed, 2 without
+CUDA. `--try` goes the same way at toy size on any machine: that shows that the script works and nothing about speed.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 GIB = 2**30
-Rows = list[dict[str, Any]]
 
 
 def main() -> int:
@@ -22,8 +21,6 @@ def main() -> int:
     parser.add_argument("--try", dest="toy", action="store_true", help="toy size, any machine")
     parser.add_argument("--repeats", type=int, default=3, help="timed batches a row")
     arguments = parser.parse_args()
-    import torch
-
     if not arguments.toy and not torch.cuda.is_available():
         print(
             "no CUDA device: these targets are for an H100 or alike (--try runs toy sizes)", file=sys.stderr
@@ -43,31 +40,39 @@ def main() -> int:
 def results(device: str, repeats: int, *, toy: bool) -> Iterator[tuple[str, str, str, bool]]:
     """(what, target, measured, reached) of every target."""
     square, wide = ("128x128", "256x128") if toy else ("512x512", "1024x512")
-    inference: dict[str, Rows] = {}
-    for size in (square, wide):
-        inference[size] = bench(device, repeats, "inference", size, batch=1, toy=toy)
-        yield at_least(f"inference {size}, batch 1, throughput", ours(inference[size])["speedup"], 4.0)
-    four = ours(bench(device, repeats, "inference", square, batch=4, toy=toy))
-    share = 100 * four["share_of_matmul"]
-    yield at_least(f"inference {square}, batch 4, % of matmul speed", share, 50.0, unit="%")
-    training = ours(bench(device, repeats, "training", square, batch=1, toy=toy))
+    inference = measured(device, repeats, "inference", square, batch_sizes="1,4", toy=toy)
+    yield at_least(f"inference {square}, batch 1, throughput", inference[0]["speedup"], 4.0)
+    share = 100 * inference[1]["share_of_matmul"]
+    yield at_least(f"inference {square}, batch 4, of matmul speed", share, 50.0, unit="%")
+    (large,) = measured(device, repeats, "inference", wide, batch_sizes="1", toy=toy)
+    yield at_least(f"inference {wide}, batch 1, throughput", large["speedup"], 4.0)
+    yield at_most(f"inference {wide}, memory", large["peak_bytes"] / GIB, 10.0)
+    (training,) = measured(device, repeats, "training", square, batch_sizes="1", toy=toy)
     yield at_least(f"training step {square}, two prompted classes", training["speedup"], 3.0)
     yield at_most(f"training {square}, memory", training["peak_bytes"] / GIB, 16.0)
-    yield at_most(f"inference {wide}, memory", ours(inference[wide])["peak_bytes"] / GIB, 10.0)
 
 
-def bench(device: str, repeats: int, work: str, size: str, *, batch: int, toy: bool) -> Rows:
-    """Rows of one call of `diff bench`."""
-    command = [sys.executable, "-m", "diffcli", "bench", "--json", "--device", device, "--work", work]
-    command += ["--random-weights", "tiny" if toy else "sd21", "--schedules", "one" if toy else "paper"]
-    command += ["--size", size, "--batch-sizes", str(batch), "--repeats", str(repeats)]
-    rows: Rows = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)["rows"]
-    return rows
+def measured(
+    device: str, repeats: int, work: str, size: str, *, batch_sizes: str, toy: bool
+) -> list[dict[str, Any]]:
+    """What `diff bench --json` says of diffcli's own rows; those of the baseline are measured beside them."""
+    from diffcli.benchmark import measure_all
+    from diffcli.commands import bench
 
-
-def ours(rows: Rows) -> dict[str, Any]:
-    """The row of diffcli; the other one is the baseline."""
-    return next(row for row in rows if row["code"] == "diffcli")
+    architecture = "tiny" if toy else "sd21"
+    plan = bench.parse_plan(
+        work=work,
+        schedules="one" if toy else "paper",
+        precisions="auto",
+        batch_sizes=batch_sizes,
+        size=size,
+        repeats=repeats,
+    )
+    cases = bench.list_cases(
+        bench.default_config(architecture), plan, random_weights=architecture, place=torch.device(device)
+    )
+    rows = list(zip(cases, measure_all(cases), strict=True))
+    return [bench.record(row, rows) for row in rows if row[0].code == "diffcli"]
 
 
 def at_least(what: str, value: float, target: float, *, unit: str = "x") -> tuple[str, str, str, bool]:

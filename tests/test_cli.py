@@ -42,6 +42,10 @@ OPTIONS = {
     "import": ["CKPT", "--output -o", "--config"],
     "init": ["FILE", "--force"],
     "check": ["CONFIG", "--set", "--json"],
+    "bench": [
+        *("CONFIG", "--set", "--work", "--schedules", "--precisions", "--batch-sizes", "--size", "--repeats"),
+        *("--random-weights", "--device", "--json"),
+    ],
     "domains": ["--root", "--json"],
     "data inspect": ["--domain", "--root", "--split", "--config", "--set", "--output -o", "--json"],
     "doctor": ["--json"],

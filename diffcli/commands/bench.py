@@ -102,7 +102,7 @@ def run(
     """
     settings = config or override(default_config(random_weights), overrides)
     place = resolve_device(device or settings.train.device)
-    cases = _cases(settings, plan, random_weights=random_weights, place=place)
+    cases = list_cases(settings, plan, random_weights=random_weights, place=place)
     rows: list[tuple[Case, Measurement]] = []
     try:
         with console.progress("measure", len(cases), unit="rows") as bar:
@@ -111,7 +111,7 @@ def run(
                 bar.update(done=f"{case.work} {case.schedule} {case.code}")
     finally:
         if json:
-            console.print_json({"machine": machine(place), "rows": [_record(row, rows) for row in rows]})
+            console.print_json({"machine": machine(place), "rows": [record(row, rows) for row in rows]})
         else:
             _print(rows, place)
 
@@ -130,7 +130,9 @@ _SMALL: dict[str, Any] = {
 }
 
 
-def _cases(settings: RunConfig, plan: Plan, *, random_weights: str | None, place: torch.device) -> list[Case]:
+def list_cases(
+    settings: RunConfig, plan: Plan, *, random_weights: str | None, place: torch.device
+) -> list[Case]:
     """All rows, the baseline before what is compared with it."""
     if random_weights not in (None, "sd15", "sd21", "tiny"):
         raise ConfigError(f"--random-weights {random_weights!r} is not known", hint="sd15, sd21 or tiny")
@@ -211,7 +213,8 @@ def _baseline(row: Case, rows: Sequence[tuple[Case, Measurement]]) -> Measuremen
     return None
 
 
-def _record(row: tuple[Case, Measurement], rows: Sequence[tuple[Case, Measurement]]) -> dict[str, object]:
+def record(row: tuple[Case, Measurement], rows: Sequence[tuple[Case, Measurement]]) -> dict[str, Any]:
+    """A row as `--json` gives it: the case without its settings, what was measured, and the ratios to its baseline."""
     case, found = row
     baseline = _baseline(case, rows)
     return {

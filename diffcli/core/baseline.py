@@ -119,6 +119,7 @@ class Baseline(nn.Module):
 
     def _groups(self, latent: Tensor, references: Sequence[Tensor] | None) -> list[PromptGroups]:
         size = (latent.shape[-2], latent.shape[-1])
+        given: Sequence[Tensor | None] = references if references is not None else [None] * len(latent)
         return [
             prompt_groups(
                 reference,
@@ -126,7 +127,7 @@ class Baseline(nn.Module):
                 class_prompts=self.config.class_prompts,
                 latent_size=size,
             )
-            for reference in references or [None] * len(latent)
+            for reference in given
         ]
 
     def _evaluate(self, latent: Tensor, timestep: int, groups: Sequence[PromptGroups]) -> list[Tensor]:
@@ -136,7 +137,7 @@ class Baseline(nn.Module):
         eps = self.backbone.predict_noise(
             latent[rows], timestep, [prompt for own in prompts for prompt in own]
         )
-        return list(eps.split([len(own) for own in prompts]))
+        return list(torch.split(eps, [len(own) for own in prompts]))
 
     def _step(
         self,
@@ -169,5 +170,5 @@ class Baseline(nn.Module):
 
 def _reduce(maps: Tensor, kind: str, counts: Sequence[int]) -> Tensor:
     """Rows to images: the negative prompt's resnet map, the sum of all attention maps."""
-    own = maps.split(list(counts))
+    own = torch.split(maps, list(counts))
     return torch.stack([rows[0] if kind == "resnet" else rows.float().sum(0).to(maps.dtype) for rows in own])

@@ -49,18 +49,22 @@ class Bottleneck(nn.Module):
 
         Both are linear: shares of all channels sum to what `finish` takes.
         """
-        shortcut = self.shortcut[0].weight if isinstance(self.shortcut, nn.Sequential) else self._identity()
-        weights = [torch.cat([w[:, own] for own in columns], dim=1) for w in (self.conv1.weight, shortcut)]
+        weights = [
+            torch.cat([w[:, own] for own in columns], dim=1)
+            for w in (self.conv1.weight, self._shortcut_weight())
+        ]
         return F.conv2d(x, torch.cat(weights))
 
     def finish(self, projected: Tensor) -> Tensor:
         """The output, from the sum of all shares."""
-        y, shortcut = projected.split([self.conv1.out_channels, self.conv3.out_channels], dim=1)
+        y, shortcut = torch.split(projected, [self.conv1.out_channels, self.conv3.out_channels], dim=1)
         if isinstance(self.shortcut, nn.Sequential):
             shortcut = self.shortcut[1](shortcut)
         return self._behind_first(y, shortcut)
 
-    def _identity(self) -> Tensor:
+    def _shortcut_weight(self) -> Tensor:
+        if isinstance(self.shortcut, nn.Sequential):
+            return cast(nn.Conv2d, self.shortcut[0]).weight
         weight = self.conv1.weight
         return torch.eye(self.conv3.out_channels, device=weight.device, dtype=weight.dtype)[..., None, None]
 
