@@ -69,13 +69,13 @@ def start(harness: Any, ran: list[str], tmp_path: Path) -> Start:
 
 
 def test_rows_are_trained_once_and_told_together(start: Start, ran: list[str], tmp_path: Path) -> None:
-    start("full", "one_step", "reference_truth", "scratch_wallclock", seeds="0 1")
-    # one_step is what TINY makes of full: one training serves both, and the evaluation of reference_truth
-    assert ran == ["full", "reference_truth", "scratch_wallclock"] * 2
+    start("full", "no_ipkl", "schedule_one", "reference_truth", "scratch_wallclock", seeds="0 1")
+    # schedule_one is what TINY makes of no_ipkl: one training serves both, as one does full and reference_truth
+    assert ran == ["full", "no_ipkl", "reference_truth", "scratch_wallclock"] * 2
     told = json.loads((tmp_path / "results.json").read_text())["rows"]
     rows = {row["row"]: row for row in told}
-    assert list(rows) == ["full", "one_step", "reference_truth", "scratch_wallclock"]
-    assert rows["one_step"]["mean_iou"] == rows["full"]["mean_iou"]
+    assert list(rows) == ["full", "no_ipkl", "schedule_one", "reference_truth", "scratch_wallclock"]
+    assert rows["schedule_one"]["mean_iou"] == rows["no_ipkl"]["mean_iou"]
     assert list(rows["full"]["mean_iou"]) == ["clean (source)", "miniworld/fog", "mean unseen"]
     assert rows["full"]["unet_evaluations_per_image"] == 1
     assert rows["reference_truth"]["unet_evaluations_per_image"] > 1

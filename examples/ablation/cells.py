@@ -16,16 +16,16 @@ SCRATCH = {
     "scratch_wallclock": "a plain U-Net from scratch, as much time as the full method took",
 }
 """Rows without a diffusion model: their titles."""
-DECIDING = ("full", "no_ipkl", "random_weights", *SCRATCH, "one_step", "five_step")
+DECIDING = ("full", "no_ipkl", "random_weights", *SCRATCH, "schedule_one", "schedule_five")
 """Rows that decide whether the method carries."""
 OTHERS = (
-    *("steps_37", "resnet_only", "latents_only", "fusion_vanilla", "fusion_mixing"),
+    *("resnet_only", "latents_only", "fusion_vanilla", "fusion_mixing"),
     *("consistency_kl", "consistency_ce", "consistency_dice", "teacher_detached"),
     *("reference_prediction", "reference_truth"),
 )
 SCHEDULES = tuple(f"schedule_{name}" for name in ("paper", "visit9", "five", "one", "clean", "found"))
 """The same training without IPKL under every schedule: what an evaluation of the U-Net buys."""
-ROWS = (*DECIDING, *OTHERS, *SCHEDULES)
+ROWS = tuple(dict.fromkeys((*DECIDING, *OTHERS, *SCHEDULES)))
 
 
 @dataclass(frozen=True)
