@@ -55,11 +55,12 @@ def run(
         DataError: no images; or, after all else is done, some could not be read.
         DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
     """
-    from diffcli.inference import open_run  # here, since what needs no PyTorch is also used without it
-    from diffcli.prediction import Predictor
-
     jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
+
+    from diffcli.inference import open_run  # seconds: after what can be wrong at once, and not for exported networks
+    from diffcli.prediction import Predictor
+
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval
     outputs = choose_outputs(
