@@ -58,7 +58,9 @@ def run(
     jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
 
-    from diffcli.inference import open_run  # seconds: after what can be wrong at once, and not for exported networks
+    from diffcli.inference import (
+        open_run,  # seconds: after what can be wrong at once, and not for exported networks
+    )
     from diffcli.prediction import Predictor
 
     trained = open_run(run, overrides=overrides)
