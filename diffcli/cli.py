@@ -509,7 +509,7 @@ def push(
     command.run(
         folder,
         repo=repo,
-        export=export_command.run,
+        export=export_command.write_folder,
         private=private,
         with_backbone=with_backbone,
         licence=licence,

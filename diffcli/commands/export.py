@@ -76,24 +76,16 @@ def run(
     trained = open_run(run)
     _refuse_foreign(output)
     name = output.resolve().name
-    with _whole_folder(output) as folder:
-        if format == "folder":
-            facts = _write_for_diffcli(trained, folder, with_backbone=with_backbone, name=name)
-        else:
+    if format == "folder":
+        facts = write_folder(trained, output, with_backbone=with_backbone)
+    else:
+        with _whole_folder(output) as folder:
             chosen = export_size(trained, wanted)
             facts = _write_for_runtime(
                 trained, folder, kind=format, size=chosen, agreement=agreement, name=name
             )
     files = sorted(path for path in output.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
-    backbone = trained.config.model.backbone
-    local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
-    local += [str(backbone.unet_weights)] if backbone.unet_weights is not None else []
-    if format == "folder" and not facts["base_model"]["included"] and local:
-        console.warn(
-            f"the frozen model is at {' and '.join(local)} on this machine only; "
-            "--with-backbone puts it into the folder"
-        )
     console.say(f"exported {run} to {output}: {len(files)} files, {total / 1e6:.1f} MB")
     if json:
         console.print_json({"output": str(output), "bytes": total, **facts})
@@ -104,6 +96,21 @@ def _parse_size(text: str) -> Size:
         return TypeAdapter[Size](PixelSize).validate_python(text)
     except ValidationError:
         raise ConfigError(f"--size {text}: not a size", hint="WIDTHxHEIGHT, as in --size 1024x512") from None
+
+
+def write_folder(trained: OpenRun, output: Path, *, with_backbone: bool) -> dict[str, Any]:
+    """Write the folder for `--run` and `diffcli.load`, whole or not at all; what is told of it. Raises: see `run`."""
+    with _whole_folder(output) as folder:
+        facts = _write_for_diffcli(trained, folder, with_backbone=with_backbone, name=output.resolve().name)
+    backbone = trained.config.model.backbone
+    local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
+    local += [str(backbone.unet_weights)] if backbone.unet_weights is not None else []
+    if not facts["base_model"]["included"] and local:
+        console.warn(
+            f"the frozen model is at {' and '.join(local)} on this machine only; "
+            "--with-backbone puts it into the folder"
+        )
+    return facts
 
 
 def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, name: str) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from typing import Any, Protocol
 
 from diffcli import console
 from diffcli.errors import DiffError
-from diffcli.inference import EXPORT_FACTS, OpenRun, open_run
+from diffcli.inference import OpenRun, open_run
 from diffcli.model_card import write_card
 from diffcli.model_hub import PREFIX, check_access, parse_repo, publish
 from diffcli.runs import REPORT
 
 
 class Export(Protocol):
-    """What writes the folder that is published."""
+    """What writes the folder that is published, and returns what is told of it."""
 
-    def __call__(self, run: Path, *, output: Path, with_backbone: bool) -> None: ...
+    def __call__(self, trained: OpenRun, output: Path, *, with_backbone: bool) -> dict[str, Any]: ...
 
 
 def run(
@@ -50,11 +50,10 @@ def run(
     trained = open_run(run)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / target.name.partition("/")[2]
-        export(run, output=folder, with_backbone=with_backbone)
+        facts = export(trained, folder, with_backbone=with_backbone)
         report = _report(run)
         if report is not None:
             shutil.copyfile(run / REPORT, folder / REPORT)
-        facts = json_module.loads((folder / EXPORT_FACTS).read_text(encoding="utf-8"))
         card = write_card(
             repo=str(target),
             config=trained.config,

@@ -52,7 +52,7 @@ def scored_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def publish(run: Path, repo: str = "me/streets", **options: Any) -> None:
-    push.run(run, repo=repo, export=export.run, **options)
+    push.run(run, repo=repo, export=export.write_folder, **options)
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
