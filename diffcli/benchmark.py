@@ -119,6 +119,9 @@ def measure_here(case: Case) -> Measurement:
     """Measure in this process: build, count, warm up, then time."""
     device = torch.device(case.device)
     model = _build(case, device)
+    if case.code == "baseline":  # the published code leaves PyTorch's own layout
+        for network in (model.extractor.backbone.unet, model.extractor.backbone.vae):
+            network.to(memory_format=torch.contiguous_format)
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
     evaluations, flop = _count(step, model.extractor.backbone)
     step()
