@@ -136,6 +136,7 @@ def to_tell(error: Exception) -> Exception | None:
     if not _joined:
         return error
     own = _joined[0]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends whoever is left: this is told first
     try:
         if _is_lost_connection(error):
             time.sleep(0.2)  # whoever left says so before it goes

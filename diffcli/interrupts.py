@@ -36,6 +36,10 @@ def graceful_stop() -> Iterator[Stop]:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except BaseException:
+        if distributed.world_size() > 1:  # a launcher ends whoever is left: what went wrong is told first
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
