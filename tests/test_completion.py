@@ -68,7 +68,15 @@ def test_the_script_for_the_shell(program: Path, repository: Path) -> None:
     """It is registered for the name that is typed, and lets bash go on with files."""
     env = {**os.environ, "PYTHONPATH": str(repository), "SHELL": "/bin/bash"}
     done = subprocess.run(
-        ["bash", "-c", f"{program} --show-completion"], env=env, capture_output=True, text=True, check=True
+        [
+            "bash",
+            "-c",
+            f"{program} --show-completion; exit $?",
+        ],  # which keeps the shell in place, to be found
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "complete -o default -F _diff_completion diff" in done.stdout
     assert subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=False).returncode == 0
