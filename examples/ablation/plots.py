@@ -65,12 +65,16 @@ def _bar(draw: ImageDraw.ImageDraw, x: Any, y: float, value: Mapping[str, Any], 
 
 
 def plot_costs(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """mIoU against U-Net evaluations of one image (log scale) at the largest budget, source and unseen mean.
+    """mIoU of the rows schedule_* against U-Net evaluations of one image (log scale), source and unseen mean.
+
+    At the budget at which most schedules were trained, the larger one of equals.
 
     A dot is a row's mean over seeds, a whisker one standard deviation, both beside the row's name.
     """
-    budget = max(row["budget"] for row in rows)
-    own = [row for row in rows if row["budget"] == budget and row["unet_evaluations_per_image"] > 0]
+    schedules = [row for row in rows if row["row"].startswith("schedule_")]
+    budgets = [row["budget"] for row in schedules]
+    budget = max(budgets, key=lambda value: (budgets.count(value), value), default=0)
+    own = [row for row in schedules if row["budget"] == budget]
     canvas = Image.new("RGB", COST_SIZE, PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
     left, right, top, bottom = 60, COST_SIZE[0] - 130, 40, COST_SIZE[1] - 60
@@ -96,8 +100,8 @@ def plot_costs(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
         (left, bottom + 30), f"U-Net evaluations of one image; {budget} iterations", fill=INK, font=font
     )
     for number, (shade, column, words) in enumerate(series):
-        draw.rectangle((left + 230 * number, 10, left + 12 + 230 * number, 22), fill=shade)
-        draw.text((left + 18 + 230 * number, 8), f"mIoU, {words}", fill=INK, font=font)
+        draw.rectangle((left + 280 * number, 10, left + 12 + 280 * number, 22), fill=shade)
+        draw.text((left + 18 + 280 * number, 8), f"mIoU, {words}", fill=INK, font=font)
         for row in own:
             value = row["mean_iou"][column or next(iter(row["mean_iou"]))]
             mean, deviation = 100 * value["mean"], 100 * (value["std"] or 0.0)
