@@ -165,6 +165,7 @@ def test_a_run_gives_what_it_trained(tmp_path: Path) -> None:
 
 
 DDP = """
+import os, time
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tests.test_feature_backbone import make
@@ -179,7 +180,9 @@ grads = torch.cat([x.grad.flatten() for x in model.parameters()])
 both = [torch.empty_like(grads) for _ in range(2)]
 dist.all_gather(both, grads)
 assert torch.equal(*both) and grads.abs().sum() > 0
-dist.destroy_process_group()
+dist.barrier()
+time.sleep(1)  # gloo aborts a process whose partner goes while both are parting
+os._exit(0)
 """
 
 
