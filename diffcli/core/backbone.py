@@ -1,12 +1,14 @@
 """The frozen text-to-image diffusion model: VAE encoder, U-Net and text embeddings, and the facts read off them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
+
+from diffcli.core.unet import FeatureLayer, FrozenUNet, Maps
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class DiffusionBackbone:
         # channels last: convolutions and the transformer's tokens share one layout, so that nothing is rearranged
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.unet = unet.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = FrozenUNet(self.unet)
         self.alphas_cumprod = alphas_cumprod.float().cpu()
         self.prediction_type = prediction_type
         self.prompt_embeddings = {
@@ -60,6 +63,7 @@ class DiffusionBackbone:
             return
         self.vae.to(device)
         self.unet.to(device)
+        self.network.forget()
         self.prompt_embeddings = {prompt: e.to(device) for prompt, e in self.prompt_embeddings.items()}
 
     @property
@@ -90,42 +94,34 @@ class DiffusionBackbone:
         scale = float(self.vae.config["scaling_factor"])
         return LatentPosterior(mean=scale * posterior.mean.float(), std=scale * posterior.std.float())
 
-    @torch.no_grad()
     def predict_noise(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
         """eps of B,4,h,w float32 latents at one timestep, a prompt each, float32 (method section 1.1)."""
-        output = self._unet(latents, timestep, prompts).float()
-        if self.prediction_type == "epsilon":
-            return output
-        alpha = float(self.alphas_cumprod[timestep])
-        return math.sqrt(alpha) * output + math.sqrt(1 - alpha) * latents
+        eps, _ = self.evaluate(latents, timestep, prompts)
+        assert eps is not None
+        return eps
 
     @torch.no_grad()
-    def run_until(self, module: nn.Module, latents: Tensor, timestep: int, prompts: Sequence[str]) -> None:
-        """Evaluate the U-Net as `predict_noise` does, but nothing behind `module`, one of its parts.
+    def evaluate(
+        self,
+        latents: Tensor,
+        timestep: int,
+        prompts: Sequence[str],
+        *,
+        layers: Collection[FeatureLayer] = (),
+        noise: bool = True,
+    ) -> tuple[Tensor | None, Maps]:
+        """What `predict_noise` gives, and B,C,H,W maps of the tapped `layers` in the backbone's precision.
 
-        For who reads features with hooks and needs no noise prediction: hooks registered before this call have seen
-        the module's output when it ends. Counts as an evaluation.
+        Without `noise` no eps, and nothing behind the last of the layers is computed; an evaluation all the same.
         """
-
-        def stop(_module: nn.Module, _inputs: object, _output: object) -> None:
-            raise _Reached
-
-        handle = module.register_forward_hook(stop)
-        try:
-            self._unet(latents, timestep, prompts)
-        except _Reached:
-            return
-        finally:
-            handle.remove()
-        raise AssertionError("the module is no part of what the U-Net runs")
-
-    def _unet(self, latents: Tensor, timestep: int, prompts: Sequence[str]) -> Tensor:
-        """The network's own output."""
         self.evaluations += len(latents)
-        text = torch.stack([self.prompt_embeddings[prompt] for prompt in prompts])
-        output: Tensor = self.unet(latents.to(self.dtype), timestep, encoder_hidden_states=text).sample
-        return output
+        texts = [(prompt, self.prompt_embeddings[prompt]) for prompt in prompts]
+        output, maps = self.network(latents.to(self.dtype), timestep, texts, layers=layers, output=noise)
+        return None if output is None else self.as_noise(output, latents, timestep), maps
 
-
-class _Reached(Exception):
-    """The module after which nothing is wanted has run."""
+    def as_noise(self, output: Tensor, latents: Tensor, timestep: int) -> Tensor:
+        """eps, float32, from what the network said of these latents (method section 1.1)."""
+        if self.prediction_type == "epsilon":
+            return output.float()
+        alpha = float(self.alphas_cumprod[timestep])
+        return math.sqrt(alpha) * output.float() + math.sqrt(1 - alpha) * latents

@@ -3,7 +3,8 @@
 The arithmetic is the method's and the logits are those of `SegmentationModel.logits` under the same noise. What differs
 is the work: every step of the schedule is evaluated, also behind the last saved one; prompt and negative prompt are
 evaluated both, though equal; features of stride 64 are kept, concatenated and fused, then dropped; each branch of
-a training step is inverted by itself. Built from the core's public pieces, never used to compute a result.
+a training step is inverted by itself; the U-Net runs as the library that holds it runs it. Built from the core's
+public pieces, never used to compute a result.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from diffcli.config import LossConfig, ModelConfig
 from diffcli.core.decoder import DirectAggregation, SegmentationDecoder
-from diffcli.core.features import DiffusionFeatureExtractor, FeatureLayer, FeatureTaps, feature_layers
+from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps, feature_layers
 from diffcli.core.inversion import (
     InversionSchedule,
     Noise,
@@ -27,6 +28,7 @@ from diffcli.core.inversion import (
     step_coefficients,
 )
 from diffcli.core.ipkl import IPKLLosses, ipkl_loss
+from diffcli.core.unet import FeatureLayer
 
 STAGES = (0, 1, 2, 3)
 
@@ -134,9 +136,11 @@ class Baseline(nn.Module):
         """eps of every image's negative prompt and of each of its groups, equal or not, in one batch."""
         prompts = [[self.config.negative_prompt, *group.prompts] for group in groups]
         rows = [image for image, own in enumerate(prompts) for _ in own]
-        eps = self.backbone.predict_noise(
-            latent[rows], timestep, [prompt for own in prompts for prompt in own]
-        )
+        backbone, latents = self.backbone, latent[rows]
+        text = torch.stack([backbone.prompt_embeddings[prompt] for own in prompts for prompt in own])
+        output = backbone.unet(latents.to(backbone.dtype), timestep, encoder_hidden_states=text).sample
+        backbone.evaluations += len(rows)
+        eps = backbone.as_noise(output, latents, timestep)
         return list(torch.split(eps, [len(own) for own in prompts]))
 
     def _step(

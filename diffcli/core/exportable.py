@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffcli.core.decoder import SegmentationDecoder
-from diffcli.core.features import DiffusionFeatureExtractor, FeatureLayer, FeatureTaps
+from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps
 from diffcli.core.inversion import PromptGroups, plan_rows, step_coefficients
 from diffcli.core.model import SegmentationModel
+from diffcli.core.unet import FeatureLayer
 
 
 class ExportableParts(NamedTuple):

@@ -17,18 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from diffcli.config import InversionConfig
 from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
+from diffcli.core.unet import FeatureLayer, Maps
 
 FeatureKinds = Literal["all", "resnet", "latent"]
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
-
-
-class FeatureLayer(NamedTuple):
-    """One tapped layer of the U-Net's decoder."""
-
-    kind: Literal["resnet", "attention"]
-    stage: int
-    layer: int
 
 
 class StepMaps(NamedTuple):
@@ -204,60 +197,45 @@ class DiffusionFeatureExtractor:
             )
             for reference in references or [None] * len(latent)
         ]
-        maps: dict[FeatureLayer, Tensor] = {}
-        with FeatureTaps(self.backbone.unet, self.layers) as taps:
+        maps: Maps = {}
 
-            def evaluate(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor | None:
-                maps.clear()
-                return self._evaluate(index, latents, prompts, taps, maps)
+        def evaluate(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor | None:
+            maps.clear()
+            return self._evaluate(index, latents, prompts, maps)
 
-            for step in invert(
-                latent,
-                backbone=self.backbone,
-                schedule=self.schedule,
-                groups=groups,
-                config=config,
-                noise=noise,
-                evaluate=evaluate,
-            ):
-                if step.index in self.schedule.save_steps:
-                    yield from self._reduced(step, maps, batch=len(latent))
+        for step in invert(
+            latent,
+            backbone=self.backbone,
+            schedule=self.schedule,
+            groups=groups,
+            config=config,
+            noise=noise,
+            evaluate=evaluate,
+        ):
+            if step.index in self.schedule.save_steps:
+                yield from self._reduced(step, maps, batch=len(latent))
 
-    def _evaluate(
-        self,
-        index: int,
-        latents: Tensor,
-        prompts: Sequence[str],
-        taps: FeatureTaps,
-        maps: dict[FeatureLayer, Tensor],
-    ) -> Tensor | None:
+    def _evaluate(self, index: int, latents: Tensor, prompts: Sequence[str], maps: Maps) -> Tensor | None:
         """All rows of a step, at most `max_unet_batch` at once; a saved step's maps go into `maps`.
 
         The last step's noise prediction is never used, so the U-Net is left behind its last tapped layer.
         """
-        timestep = self.schedule.timesteps[index]
+        wanted = self.layers if index in self.schedule.save_steps else ()
         last = index == self.schedule.evaluated_steps - 1
         limit = self.config.max_unet_batch
         eps: list[Tensor] = []
-        kept: list[dict[FeatureLayer, Tensor]] = []
+        kept: list[Maps] = []
         for start in range(0, len(latents), limit):
-            part, own = latents[start : start + limit], prompts[start : start + limit]
-            taps.maps = {}
-            if last:
-                self.backbone.run_until(self._last_tapped, part, timestep, own)
-            else:
-                eps.append(self.backbone.predict_noise(part, timestep, own))
-            kept.append(taps.maps)
-        if index in self.schedule.save_steps:
-            for layer in self.layers:
-                maps[layer] = _joined([part.pop(layer) for part in kept])
+            rows = slice(start, start + limit)
+            noise, found = self.backbone.evaluate(
+                latents[rows], self.schedule.timesteps[index], prompts[rows], layers=wanted, noise=not last
+            )
+            kept.append(found)
+            if noise is not None:
+                eps.append(noise)
+        for layer in wanted:
+            maps[layer] = _joined([part.pop(layer) for part in kept])
         return None if last else _joined(eps)
-
-    @property
-    def _last_tapped(self) -> nn.Module:
-        """The tapped module that the U-Net reaches last."""
-        layer = max(self.layers, key=lambda layer: (layer.stage, layer.layer, layer.kind == "attention"))
-        return _tapped_module(self.backbone.unet, layer)
 
     def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
         """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.
@@ -271,9 +249,7 @@ class DiffusionFeatureExtractor:
         draws = torch.cat([noise(row, (1, *mean.shape[1:])) for row in range(len(mean))])
         return mean + std * draws.to(mean.device)
 
-    def _reduced(
-        self, step: InversionStep, maps: dict[FeatureLayer, Tensor], *, batch: int
-    ) -> Iterator[StepMaps]:
+    def _reduced(self, step: InversionStep, maps: Maps, *, batch: int) -> Iterator[StepMaps]:
         """A saved step's rows brought to one map an image, stage by stage."""
         saved = self.schedule.save_steps.index(step.index)
         for position, stage in enumerate(self.stages):

@@ -110,6 +110,22 @@ def open_source(config: BackboneConfig) -> Source:
     )
 
 
+_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
+_USUAL = {
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "act_fn": "silu",
+    "attention_type": "default",
+    "center_input_sample": False,
+    "dual_cross_attention": False,
+    "mid_block_scale_factor": 1,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+}
+"""What `diffcli.core.unet` takes for granted of a U-Net: the library's defaults, which Stable Diffusion has."""
+
+
 def check_unet(
     unet: Mapping[str, Any], *, text: Mapping[str, Any], vae: Mapping[str, Any], where: str
 ) -> None:
@@ -127,6 +143,13 @@ def check_unet(
     blocks = list(unet.get("up_block_types", ()))
     if len(blocks) != 4 or any("CrossAttn" not in block for block in blocks[1:]):
         faults.append(f"has the decoder blocks {blocks}, not four with cross-attention in the last three")
+    for kind in (*unet.get("down_block_types", ()), *blocks):
+        if kind not in _BLOCKS:
+            faults.append(f"has blocks of the kind {kind}")
+            break
+    for key, usual in _USUAL.items():
+        if unet.get(key, usual) not in (usual, None):
+            faults.append(f"has {key} {unet[key]!r}, not {usual!r}")
     if unet.get("cross_attention_dim") != text.get("hidden_size"):
         given, taken = text.get("hidden_size"), unet.get("cross_attention_dim")
         faults.append(f"attends to {taken} text channels where the text encoder gives {given}")

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from diffcli.config import CustomSchedule, InversionConfig
 from diffcli.core.backbone import DiffusionBackbone
-from diffcli.core.features import DiffusionFeatureExtractor, FeatureLayer, FeatureTaps, feature_layers
+from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps, feature_layers
 from diffcli.core.inversion import seeded_noise
+from diffcli.core.unet import FeatureLayer, FrozenUNet
 
 Extract = Callable[..., list[Tensor]]
 NAMES = ["a", "b"]
@@ -42,14 +43,15 @@ def test_taps_see_the_map_before_the_skip_and_leave_no_hook(backbone: DiffusionB
     latents = torch.randn(1, 4, 8, 8)
     resnet, seen = backbone.unet.up_blocks[3].resnets[0], []
     handle = resnet.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0], output)))
+    text = backbone.prompt_embeddings[""][None]
     with FeatureTaps(backbone.unet, layers) as taps:
-        backbone.predict_noise(latents, 20, [""])
+        backbone.unet(latents, 20, encoder_hidden_states=text)
     handle.remove()
     entering, leaving = seen[0]
     tapped = taps.maps[FeatureLayer("resnet", 3, 0)]
     torch.testing.assert_close(resnet.conv_shortcut(entering) + tapped, leaving)
     taps.maps.clear()
-    backbone.predict_noise(latents, 20, [""])
+    backbone.unet(latents, 20, encoder_hidden_states=text)
     assert not taps.maps
     assert not resnet.conv2._forward_hooks
 
@@ -134,6 +136,7 @@ def test_half_precision_stays_near(
     full = extract(images[:1])
     for part in ("unet", "vae"):
         monkeypatch.setattr(backbone, part, deepcopy(getattr(backbone, part)).to(torch.bfloat16))
+    monkeypatch.setattr(backbone, "network", FrozenUNet(backbone.unet))
     rounded = {prompt: x.to(torch.bfloat16) for prompt, x in backbone.prompt_embeddings.items()}
     monkeypatch.setattr(backbone, "prompt_embeddings", rounded)
     half = extract(images[:1])

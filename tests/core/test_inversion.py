@@ -5,12 +5,11 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -31,6 +30,7 @@ from diffcli.core.inversion import (
     step_coefficients,
 )
 from diffcli.core.loading import load_backbone
+from diffcli.core.unet import FrozenUNet, Maps
 
 Extract = Callable[..., list[Tensor]]
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -263,25 +263,26 @@ def test_outside_the_window_the_class_prompts_rest(extract: Extract, images: Ten
 # --- prediction types ----------------------------------------------------------------------------------------------
 
 
-class VModel(torch.nn.Module):
+class VNetwork(FrozenUNet):
     """The same network saying v where it said eps: v = (eps - sqrt(1 - a) z) / sqrt(a)."""
 
     def __init__(self, unet: UNet2DConditionModel, alphas: Tensor) -> None:
-        super().__init__()
-        self.unet, self.alphas = unet, alphas
-        self.up_blocks, self.config = unet.up_blocks, unet.config
+        super().__init__(unet)
+        self.alphas = alphas
 
-    def forward(self, latents: Tensor, timestep: int, **conditions: Tensor) -> UNet2DConditionOutput:
-        eps = self.unet(latents, timestep, **conditions).sample
+    def __call__(
+        self, latents: Tensor, timestep: int, *given: Any, **options: Any
+    ) -> tuple[Tensor | None, Maps]:
+        eps, maps = super().__call__(latents, timestep, *given, **options)
         alpha = float(self.alphas[timestep])
-        return UNet2DConditionOutput(sample=(eps - math.sqrt(1 - alpha) * latents) / math.sqrt(alpha))
+        return None if eps is None else (eps - math.sqrt(1 - alpha) * latents) / math.sqrt(alpha), maps
 
 
 def test_v_prediction_is_converted(
     extract: Extract, backbone: DiffusionBackbone, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = extract(images[:1])
-    monkeypatch.setattr(backbone, "unet", VModel(backbone.unet, backbone.alphas_cumprod))
+    monkeypatch.setattr(backbone, "network", VNetwork(backbone.unet, backbone.alphas_cumprod))
     as_epsilon = extract(images[:1])
     assert not torch.allclose(as_epsilon[0], expected[0], rtol=1e-2)
     backbone.prediction_type = "v_prediction"

@@ -1,0 +1,133 @@
+"""The U-Net's own walk gives what the library's forward gives, and computes once what does not change."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from diffcli.core.features import FeatureTaps, feature_layers
+from diffcli.core.unet import FrozenUNet
+
+TINY: dict[str, Any] = {
+    "block_out_channels": (16, 32, 32, 48),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 24,
+    "norm_num_groups": 8,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "like 1.5": {},
+    "like 2.1": {"use_linear_projection": True, "attention_head_dim": (2, 4, 4, 6), "upcast_attention": True},
+    "like the shipped one": {"only_cross_attention": (True, False, False, False), "norm_num_groups": 4},
+    "two transformer blocks": {"transformer_layers_per_block": 2},
+    "one layer a block": {"layers_per_block": 1},
+    "another embedding of time": {"flip_sin_to_cos": False, "freq_shift": 1},
+}
+PROMPTS = ["", "a street", ""]
+
+
+@pytest.fixture(params=KINDS)
+def unet(request: pytest.FixtureRequest) -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY | KINDS[request.param]).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def usual() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(**TINY).eval().requires_grad_(False)
+
+
+def texts(prompts: list[str]) -> list[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    embeddings = {prompt: torch.randn(7, 24, generator=generator) for prompt in sorted(set(PROMPTS))}
+    return [(prompt, embeddings[prompt]) for prompt in prompts]
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+def library(
+    unet: UNet2DConditionModel, latents: Tensor, timestep: int, prompts: list[str]
+) -> tuple[Tensor, Any]:
+    """Output and maps of every layer by the library's own forward and hooks."""
+    layers = feature_layers(unet, stages=(0, 1, 2, 3), kinds="all")
+    given = torch.stack([text for _, text in texts(prompts)])
+    with FeatureTaps(unet, layers) as taps:
+        output = unet(latents, timestep, encoder_hidden_states=given).sample
+    return output, taps.maps
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, ["a street"] * 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_output_and_maps_are_the_librarys(
+    unet: UNet2DConditionModel, prompts: list[str], layout: torch.memory_format
+) -> None:
+    unet.to(memory_format=layout)
+    network = FrozenUNet(unet)
+    layers = feature_layers(unet, stages=(0, 1, 2, 3), kinds="all")
+    latents = torch.randn(3, 4, 16, 8)
+    for timestep in (0, 500, 0):  # the third call finds everything kept
+        expected, taps = library(unet, latents, timestep, prompts)
+        output, maps = network(latents, timestep, texts(prompts), layers=layers)
+        assert output is not None
+        close(output, expected)
+        assert set(maps) == set(taps) == set(layers)
+        for layer in layers:
+            close(maps[layer], taps[layer])
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_without_output_it_ends_behind_the_last_layer(usual: UNet2DConditionModel, count: int) -> None:
+    layers = feature_layers(usual, stages=(1, 2), kinds="all")[:count]
+    network, latents = FrozenUNet(usual), torch.randn(1, 4, 8, 8)
+    _, taps = library(usual, latents, 20, [""])
+    calls = count_calls(usual.conv_out, usual.up_blocks[3].resnets[0].norm1)
+    output, maps = network(latents, 20, texts([""]), layers=layers, output=False)
+    assert output is None
+    assert calls() == [0, 0]
+    assert set(maps) == set(layers)
+    for layer in layers:
+        close(maps[layer], taps[layer])
+
+
+def test_timesteps_and_prompts_are_computed_once(usual: UNet2DConditionModel) -> None:
+    network, latents = FrozenUNet(usual), torch.randn(2, 4, 8, 8)
+    cross = usual.up_blocks[3].attentions[0].transformer_blocks[0].attn2
+    calls = count_calls(
+        usual.time_embedding, usual.mid_block.resnets[0].time_emb_proj, cross.to_k, cross.to_v
+    )
+    for timestep in (10, 20, 10):
+        for prompts in (["", ""], ["", "a street"]):
+            network(latents, timestep, texts(prompts))
+    assert calls() == [2, 2, 2, 2]
+    network.forget()
+    network(latents, 10, texts(["", ""]))
+    assert calls() == [3, 3, 3, 3]
+
+
+def test_half_precision_is_kept(usual: UNet2DConditionModel) -> None:
+    network = FrozenUNet(usual.to(torch.bfloat16))
+    layers = feature_layers(usual, stages=(3,), kinds="all")
+    given = [(prompt, text.bfloat16()) for prompt, text in texts([""])]
+    output, maps = network(torch.randn(1, 4, 8, 8).bfloat16(), 10, given, layers=layers)
+    assert output is not None
+    assert {x.dtype for x in (output, *maps.values())} == {torch.bfloat16}
+
+
+def count_calls(*modules: nn.Module) -> Callable[[], list[int]]:
+    """How often each module has run since."""
+    counts = [0] * len(modules)
+
+    def count(index: int) -> None:
+        counts[index] += 1
+
+    for index, module in enumerate(modules):
+        module.register_forward_hook(lambda *_given, index=index: count(index))
+    return lambda: counts
