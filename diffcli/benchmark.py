@@ -29,7 +29,7 @@ from diffcli.core.random_backbone import Architecture, random_backbone
 from diffcli.errors import DiffError
 
 Work = Literal["inference", "training"]
-Code = Literal["baseline", "diffcli"]
+Code = Literal["baseline", "diffcli", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Case:
 
     work: Work
     code: Code
-    """baseline: the published amount of work."""
+    """baseline: the published amount of work; compiled: diffcli with train.compile."""
     schedule: str
     precision: Precision
     batch: int
@@ -124,6 +124,8 @@ def measure_here(case: Case) -> Measurement:
             network.to(memory_format=torch.contiguous_format)
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
     evaluations, flop = _count(step, model.extractor.backbone)
+    if case.code == "compiled":  # after the count, which looks at single operations
+        model.compile()
     step()
     matmul = matmul_speed(device, DTYPES[case.precision])
     _reset_peak(device)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffcli import console
 from diffcli.any_image import any_image
 from diffcli.config import BackboneConfig, DomainConfig, EvalConfig, ModelConfig, RunConfig, Size, TrainConfig
 from diffcli.config_file import load_config, override
@@ -76,7 +77,15 @@ class OpenRun:
         model = build_model(self.config.model, device=place, precision=chosen, seed=train.seed)
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
+        if train.compile:
+            compile_unet(model)
         return model
+
+
+def compile_unet(model: SegmentationModel) -> None:
+    """Have the U-Net compiled at its first use, and say so: it is waited for."""
+    console.say("the U-Net is compiled at its first use, which takes a minute or more")
+    model.compile()
 
 
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:

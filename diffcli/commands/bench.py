@@ -142,7 +142,7 @@ def list_cases(
     model = settings.model
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
-    codes.append("diffcli")
+    codes += ["diffcli", "compiled"] if settings.train.compile else ["diffcli"]
     cases = []
     for work in plan.works:
         size = plan.size or _default_size(work, random_weights, model)

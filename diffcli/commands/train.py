@@ -40,6 +40,7 @@ from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, T
 from diffcli.evaluation import DomainScores
 from diffcli.files import write_atomically, write_text
 from diffcli.groups import score_all
+from diffcli.inference import compile_unet
 from diffcli.interrupts import Stop, graceful_stop
 from diffcli.runs import (
     BEST,
@@ -208,7 +209,10 @@ def _build_model(config: RunConfig, accelerator: Accelerator) -> SegmentationMod
     console.say(
         f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
     )
-    return build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
+    model = build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
+    if config.train.compile:
+        compile_unet(model)
+    return model
 
 
 def setup(

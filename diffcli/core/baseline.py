@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffcli.config import LossConfig, ModelConfig
 from diffcli.core.decoder import DirectAggregation, SegmentationDecoder
-from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps, feature_layers
+from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps
 from diffcli.core.inversion import (
     InversionSchedule,
     Noise,
@@ -28,7 +28,7 @@ from diffcli.core.inversion import (
     step_coefficients,
 )
 from diffcli.core.ipkl import IPKLLosses, ipkl_loss
-from diffcli.core.unet import FeatureLayer
+from diffcli.core.unet import FeatureLayer, feature_layers
 
 STAGES = (0, 1, 2, 3)
 

@@ -6,7 +6,7 @@ Stages s = 0..3 are the U-Net's "up" blocks, at strides 64, 32, 16, 8 in Stable 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from diffcli.config import InversionConfig
 from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
-from diffcli.core.unet import FeatureLayer, Maps
+from diffcli.core.unet import FeatureKinds, FeatureLayer, Maps, feature_layers
 
-FeatureKinds = Literal["all", "resnet", "latent"]
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
 
@@ -33,21 +32,6 @@ class StepMaps(NamedTuple):
     """Position in saved order."""
     maps: list[Tensor]
     """B,C,h,w of every layer in order of concatenation."""
-
-
-def feature_layers(
-    unet: UNet2DConditionModel, *, stages: Sequence[int], kinds: FeatureKinds
-) -> list[FeatureLayer]:
-    """The layers that exist in this network, per stage the resnets first (the order of concatenation)."""
-    layers = []
-    for stage in stages:
-        block = unet.up_blocks[stage]
-        layers += [FeatureLayer("resnet", stage, j) for j in range(len(block.resnets))]
-        if kinds == "all":
-            layers += [
-                FeatureLayer("attention", stage, j) for j in range(len(getattr(block, "attentions", [])))
-            ]
-    return layers
 
 
 def _tapped_module(unet: UNet2DConditionModel, layer: FeatureLayer) -> nn.Module:

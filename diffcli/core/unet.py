@@ -7,13 +7,16 @@ noise prediction is not wanted. Nothing is written onto the modules.
 Shapes: R rows of one call, h,w the latent grid, C channels and H,W size of a block, N = H W.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+
+from diffcli.errors import BackboneError
 
 
 class FeatureLayer(NamedTuple):
@@ -24,10 +27,26 @@ class FeatureLayer(NamedTuple):
     layer: int
 
 
+FeatureKinds = Literal["all", "resnet", "latent"]
 Maps = dict[FeatureLayer, Tensor]
 """R,C,H,W of tapped layers."""
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of a text in one attention layer, tokens,C each or R,tokens,C."""
+
+
+def feature_layers(
+    unet: UNet2DConditionModel, *, stages: Sequence[int], kinds: FeatureKinds
+) -> list[FeatureLayer]:
+    """The layers that exist in this network, per stage the resnets first (the order of concatenation)."""
+    layers = []
+    for stage in stages:
+        block = unet.up_blocks[stage]
+        layers += [FeatureLayer("resnet", stage, j) for j in range(len(block.resnets))]
+        if kinds == "all":
+            layers += [
+                FeatureLayer("attention", stage, j) for j in range(len(getattr(block, "attentions", [])))
+            ]
+    return layers
 
 
 class FrozenUNet:
@@ -39,17 +58,17 @@ class FrozenUNet:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
-        blocks: list[Any] = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-        self._resnets: list[Any] = [resnet for block in blocks for resnet in block.resnets]
-        transformers = [t for block in blocks for t in getattr(block, "attentions", [])]
-        layers = [layer for transformer in transformers for layer in transformer.transformer_blocks]
-        self._cross: list[Any] = [
-            attention
-            for layer in layers
-            for attention in ((layer.attn1, layer.attn2) if layer.only_cross_attention else (layer.attn2,))
-        ]
+        self._down = [_Stage.of(block) for block in unet.down_blocks]
+        self._middle = _Stage.of(unet.mid_block)
+        self._up = [_Stage.of(block) for block in unet.up_blocks]
+        stages = (*self._down, self._middle, *self._up)
+        self._residuals = [residual for stage in stages for residual in stage.residuals]
+        blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
+        self._to_text = [attention for block in blocks for attention in block.to_text]
+        self._every = feature_layers(unet, stages=range(len(self._up)), kinds="all")
         self._biases: dict[int, list[Tensor]] = {}
         self._texts: dict[str, list[KeysValues]] = {}
+        self._compiled: Callable[..., tuple[Tensor | None, list[Tensor]]] | None = None
 
     def __call__(
         self,
@@ -68,9 +87,27 @@ class FrozenUNet:
         """
         if timestep not in self._biases:
             self._biases[timestep] = self._time_biases(timestep)
-        return self.forward(
-            latents, self._biases[timestep], self._keys_values(texts), frozenset(layers), output
-        )
+        biases, keys_values = self._biases[timestep], self._keys_values(texts)
+        if self._compiled is not None:
+            return self._run_compiled(latents, biases, keys_values, layers, output)
+        return self.forward(latents, biases, keys_values, frozenset(layers), output)
+
+    def compile(self) -> None:
+        """Run through torch.compile from now on; compiled at the next call, and once more at the first of one row.
+
+        Neither another timestep, nor other prompts, nor another number of rows compiles again; a third size of
+        image is the last that does.
+        """
+
+        def whole(
+            latents: Tensor, biases: Sequence[Tensor], keys_values: Sequence[KeysValues]
+        ) -> tuple[Tensor | None, list[Tensor]]:
+            output, maps = self.forward(latents, biases, keys_values, self._every, True)
+            return output, [maps[layer] for layer in self._every]
+
+        # weights are constants: on a CPU the compiler may bring them into the layout that its kernels want
+        options: dict[str, Any] = {"freezing": True} if self.unet.device.type == "cpu" else {}
+        self._compiled = torch.compile(whole, fullgraph=True, options=options)
 
     def forward(
         self,
@@ -86,44 +123,78 @@ class FrozenUNet:
         maps: Maps = {}
         x = unet.conv_in(latents)
         skips = [x]
-        for block in unet.down_blocks:
-            for j, resnet in enumerate(block.resnets):
-                x, _ = _residual(resnet, x, next(bias))
-                if hasattr(block, "attentions"):
-                    x = _transformer(block.attentions[j], x, text)
+        for stage in self._down:
+            for j, residual in enumerate(stage.residuals):
+                x, _ = residual(x, next(bias))
+                if stage.transformers:
+                    x = stage.transformers[j](x, text)
                 skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
+            if stage.resize is not None:
+                x = stage.resize(x)
                 skips.append(x)
-        x, _ = _residual(unet.mid_block.resnets[0], x, next(bias))
-        for attention, resnet in zip(unet.mid_block.attentions, unet.mid_block.resnets[1:], strict=True):
-            x = _transformer(attention, x, text)
-            x, _ = _residual(resnet, x, next(bias))
-        for stage, block in enumerate(unet.up_blocks):
-            for j, resnet in enumerate(block.resnets):
-                x, tapped = _residual(resnet, torch.cat([x, skips.pop()], dim=1), next(bias))
-                layer = FeatureLayer("resnet", stage, j)
+        x, _ = self._middle.residuals[0](x, next(bias))
+        for transformer, residual in zip(self._middle.transformers, self._middle.residuals[1:], strict=True):
+            x, _ = residual(transformer(x, text), next(bias))
+        for i, stage in enumerate(self._up):
+            for j, residual in enumerate(stage.residuals):
+                x, tapped = residual(torch.cat([x, skips.pop()], dim=1), next(bias))
+                layer = FeatureLayer("resnet", i, j)
                 if layer in layers:
                     maps[layer] = tapped
                 if not output and len(maps) == len(layers):
                     return None, maps
-                if not hasattr(block, "attentions"):
+                if not stage.transformers:
                     continue
-                tokens = _first_block(block.attentions[j], x, text)
-                layer = FeatureLayer("attention", stage, j)
+                tokens = stage.transformers[j].first(x, text)
+                layer = FeatureLayer("attention", i, j)
                 if layer in layers:
-                    maps[layer] = _map(tokens, *x.shape[-2:])
+                    maps[layer] = _map(tokens, x)
                 if not output and len(maps) == len(layers):
                     return None, maps
-                x = _remaining_blocks(block.attentions[j], x, tokens, text)
-            for upsampler in block.upsamplers or ():
-                x = upsampler(x)
+                x = stage.transformers[j].rest(x, tokens, text)
+            if stage.resize is not None:
+                x = stage.resize(x)
         return unet.conv_out(F.silu(unet.conv_norm_out(x), inplace=True)), maps
 
     def forget(self) -> None:
         """Drop what was kept, as after a move to another device."""
         self._biases.clear()
         self._texts.clear()
+        if self._compiled is not None:
+            self.compile()
+
+    def _run_compiled(
+        self,
+        latents: Tensor,
+        biases: Sequence[Tensor],
+        keys_values: Sequence[KeysValues],
+        layers: Collection[FeatureLayer],
+        output: bool,
+    ) -> tuple[Tensor | None, Maps]:
+        """The whole pass whatever is wanted, and all inputs of one form, so that one program serves every call."""
+        import torch._dynamo as dynamo
+
+        rows = len(latents)
+        texts = [
+            tuple((x if x.ndim == 3 else x.expand(rows, -1, -1)).contiguous() for x in pair)
+            for pair in keys_values
+        ]
+        latents = latents.contiguous()
+        if rows > 1:
+            for x in (latents, *(x for pair in texts for x in pair)):
+                dynamo.mark_dynamic(x, 0)
+        assert self._compiled is not None
+        try:
+            out, every = self._compiled(latents, list(biases), texts)
+        except dynamo.exc.BackendCompilerFailed as error:
+            why = str(error.__cause__ or error).strip().splitlines()[0]
+            raise BackboneError(
+                f"the U-Net cannot be compiled here: {why}",
+                where="train.compile",
+                hint="torch.compile needs a C++ compiler (on a GPU also Triton); train.compile=false does without",
+            ) from error
+        maps = {layer: x for layer, x in zip(self._every, every, strict=True) if layer in layers}
+        return out if output else None, maps
 
     def _time_biases(self, timestep: int) -> list[Tensor]:
         """What the timestep adds behind every residual block's first convolution, joined with that one's bias: C."""
@@ -131,13 +202,13 @@ class FrozenUNet:
         weight = unet.conv_in.weight
         time = unet.time_proj(torch.tensor([timestep], device=weight.device)).to(weight.dtype)
         embedding = F.silu(unet.time_embedding(time))
-        return [resnet.conv1.bias + resnet.time_emb_proj(embedding)[0] for resnet in self._resnets]
+        return [residual.time_bias(embedding) for residual in self._residuals]
 
     def _keys_values(self, texts: Sequence[tuple[str, Tensor]]) -> list[KeysValues]:
         """Keys and values of each row's text in every cross-attention; without a batch where all rows share one."""
         for prompt, embedding in texts:
             if prompt not in self._texts:
-                self._texts[prompt] = [(a.to_k(embedding), a.to_v(embedding)) for a in self._cross]
+                self._texts[prompt] = [a.keys_values(embedding) for a in self._to_text]
         own = [self._texts[prompt] for prompt, _ in texts]
         if all(one is own[0] for one in own):
             return own[0]
@@ -147,62 +218,154 @@ class FrozenUNet:
         ]
 
 
-def _residual(block: Any, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """ResnetBlock2D: its output, and its second convolution's, which is the tapped map."""
-    h = F.silu(block.norm1(x), inplace=True)
-    h = F.conv2d(h, block.conv1.weight, bias, padding=1)
-    h = block.conv2(F.silu(block.norm2(h), inplace=True))
-    if block.conv_shortcut is None:
-        return x + h, h
-    return block.conv_shortcut(x).add_(h), h
+@dataclass(frozen=True, slots=True)
+class _Residual:
+    """ResnetBlock2D."""
+
+    norm1: nn.GroupNorm
+    conv1: nn.Conv2d
+    time: nn.Linear
+    norm2: nn.GroupNorm
+    conv2: nn.Conv2d
+    shortcut: nn.Conv2d | None
+    """1x1."""
+
+    @classmethod
+    def of(cls, m: Any) -> "_Residual":
+        return cls(m.norm1, m.conv1, m.time_emb_proj, m.norm2, m.conv2, m.conv_shortcut)
+
+    def time_bias(self, embedding: Tensor) -> Tensor:
+        """What a timestep adds behind the first convolution, with that one's bias, C, from its activated embedding."""
+        bias = self.conv1.bias
+        assert bias is not None
+        out: Tensor = bias + self.time(embedding)[0]
+        return out
+
+    def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The output, and the second convolution's, which is the tapped map."""
+        y = F.silu(self.norm1(x), inplace=True)
+        y = F.conv2d(y, self.conv1.weight, bias, padding=1)
+        y = self.conv2(F.silu(self.norm2(y), inplace=True))
+        if self.shortcut is None:
+            return x + y, y
+        return _map(_pointwise(self.shortcut, _tokens(x)), x).add_(y), y
 
 
-def _transformer(module: Any, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
-    """Transformer2DModel."""
-    return _remaining_blocks(module, x, _first_block(module, x, text), text)
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """Attention of several heads."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    out: nn.Linear
+    heads: int
+
+    @classmethod
+    def of(cls, m: Any) -> "_Attention":
+        return cls(m.to_q, m.to_k, m.to_v, m.to_out[0], m.heads)
+
+    def keys_values(self, x: Tensor) -> KeysValues:
+        return self.key(x), self.value(x)
+
+    def __call__(self, x: Tensor, keys_values: KeysValues) -> Tensor:
+        """R,N,C attending to keys and values, R,M,C or M,C."""
+        rows = len(x)
+
+        def split(y: Tensor) -> Tensor:
+            y = y.expand(rows, -1, -1) if y.ndim == 2 else y
+            return y.view(rows, y.shape[1], self.heads, -1).transpose(1, 2)
+
+        keys, values = keys_values
+        y = F.scaled_dot_product_attention(split(self.query(x)), split(keys), split(values))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
 
 
-def _first_block(module: Any, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
-    """Transformer2DModel up to behind its first block, whose output is the tapped map; R,N,C."""
-    x = module.norm(x)
-    tokens = module.proj_in(_tokens(x)) if module.use_linear_projection else _tokens(module.proj_in(x))
-    return _block(module.transformer_blocks[0], tokens, text)
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """BasicTransformerBlock: attention to itself (or to the text), to the text, feed-forward."""
+
+    norm1: nn.LayerNorm
+    attention1: _Attention
+    norm2: nn.LayerNorm
+    attention2: _Attention
+    norm3: nn.LayerNorm
+    gated: nn.Linear
+    last: nn.Linear
+    only_text: bool
+
+    @classmethod
+    def of(cls, m: Any) -> "_Block":
+        own, text = _Attention.of(m.attn1), _Attention.of(m.attn2)
+        gated, _, last = m.ff.net
+        return cls(m.norm1, own, m.norm2, text, m.norm3, gated.proj, last, m.only_cross_attention)
+
+    @property
+    def to_text(self) -> tuple[_Attention, ...]:
+        """The attentions that look at the text, in their order."""
+        return (self.attention1, self.attention2) if self.only_text else (self.attention2,)
+
+    def __call__(self, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        x = self.norm1(tokens)
+        own = next(text) if self.only_text else self.attention1.keys_values(x)
+        tokens = self.attention1(x, own).add_(tokens)
+        tokens = self.attention2(self.norm2(tokens), next(text)).add_(tokens)
+        value, gate = self.gated(self.norm3(tokens)).chunk(2, dim=-1)
+        out: Tensor = self.last(F.gelu(gate).mul_(value))
+        return out.add_(tokens)
 
 
-def _remaining_blocks(module: Any, x: Tensor, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-    """What Transformer2DModel makes of its input and its first block's output."""
-    size = x.shape[-2:]
-    for block in module.transformer_blocks[1:]:
-        tokens = _block(block, tokens, text)
-    linear = module.use_linear_projection
-    out = _map(module.proj_out(tokens), *size) if linear else module.proj_out(_map(tokens, *size))
-    return out.add_(x)
+@dataclass(frozen=True, slots=True)
+class _Transformer:
+    """Transformer2DModel, in two parts: what the method taps lies between."""
+
+    norm: nn.GroupNorm
+    proj_in: nn.Linear | nn.Conv2d
+    blocks: tuple[_Block, ...]
+    proj_out: nn.Linear | nn.Conv2d
+
+    @classmethod
+    def of(cls, m: Any) -> "_Transformer":
+        return cls(m.norm, m.proj_in, tuple(map(_Block.of, m.transformer_blocks)), m.proj_out)
+
+    def __call__(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        return self.rest(x, self.first(x, text), text)
+
+    def first(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        """The first block's output, R,N,C."""
+        return self.blocks[0](_pointwise(self.proj_in, _tokens(self.norm(x))), text)
+
+    def rest(self, x: Tensor, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        """The output, from the input and what `first` made of it."""
+        for block in self.blocks[1:]:
+            tokens = block(tokens, text)
+        return _map(_pointwise(self.proj_out, tokens), x).add_(x)
 
 
-def _block(block: Any, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-    """BasicTransformerBlock: attention to itself (or to the text), to the text, feed-forward; R,N,C."""
-    x = block.norm1(tokens)
-    own = next(text) if block.only_cross_attention else (block.attn1.to_k(x), block.attn1.to_v(x))
-    tokens = _attention(block.attn1, x, own).add_(tokens)
-    tokens = _attention(block.attn2, block.norm2(tokens), next(text)).add_(tokens)
-    gated, _, last = block.ff.net
-    value, gate = gated.proj(block.norm3(tokens)).chunk(2, dim=-1)
-    out: Tensor = last(F.gelu(gate).mul_(value))
-    return out.add_(tokens)
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """A block of the down, middle or up part; in the middle one there is a transformer less than residual blocks."""
+
+    residuals: tuple[_Residual, ...]
+    transformers: tuple[_Transformer, ...]
+    """None at all in blocks without attention."""
+    resize: nn.Module | None
+    """To half or twice the size."""
+
+    @classmethod
+    def of(cls, m: Any) -> "_Stage":
+        resize = getattr(m, "downsamplers", None) or getattr(m, "upsamplers", None) or (None,)
+        return cls(
+            tuple(map(_Residual.of, m.resnets)),
+            tuple(map(_Transformer.of, getattr(m, "attentions", ()))),
+            resize[0],
+        )
 
 
-def _attention(module: Any, x: Tensor, keys_values: KeysValues) -> Tensor:
-    """Multi-head attention of R,N,C to keys and values, R,M,C or M,C."""
-    rows = len(x)
-
-    def heads(y: Tensor) -> Tensor:
-        y = y.expand(rows, -1, -1) if y.ndim == 2 else y
-        return y.reshape(*y.shape[:2], module.heads, -1).transpose(1, 2)
-
-    keys, values = keys_values
-    y = F.scaled_dot_product_attention(heads(module.to_q(x)), heads(keys), heads(values))
-    out: Tensor = module.to_out[0](y.transpose(1, 2).flatten(2))
-    return out
+def _pointwise(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
+    """A linear layer, or what is the same one, a 1x1 convolution, of R,N,C."""
+    return F.linear(tokens, layer.weight.flatten(1), layer.bias)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -210,6 +373,7 @@ def _tokens(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(1, 2)
 
 
-def _map(tokens: Tensor, height: int, width: int) -> Tensor:
-    """R,N,C as R,C,H,W in channels-last layout."""
-    return tokens.reshape(len(tokens), height, width, -1).movedim(-1, 1)
+def _map(tokens: Tensor, like: Tensor) -> Tensor:
+    """R,N,C as R,C,H,W, of another map's size, in channels-last layout."""
+    height, width = like.shape[-2:]
+    return tokens.view(len(tokens), height, width, -1).movedim(-1, 1)

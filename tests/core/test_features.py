@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffcli.config import CustomSchedule, InversionConfig
 from diffcli.core.backbone import DiffusionBackbone
-from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps, feature_layers
+from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps
 from diffcli.core.inversion import seeded_noise
-from diffcli.core.unet import FeatureLayer, FrozenUNet
+from diffcli.core.unet import FeatureLayer, FrozenUNet, feature_layers
 
 Extract = Callable[..., list[Tensor]]
 NAMES = ["a", "b"]

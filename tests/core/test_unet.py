@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffcli.core.features import FeatureTaps, feature_layers
-from diffcli.core.unet import FrozenUNet
+from diffcli.core.features import FeatureTaps
+from diffcli.core.unet import FrozenUNet, feature_layers
 
 TINY: dict[str, Any] = {
     "block_out_channels": (16, 32, 32, 48),
