@@ -304,7 +304,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     files: list[str] = []
     for micro in range(train.gradient_accumulation):
         with distributed.together():
-            batch = next(batches)
+            batch = next(batches).to(trainer.model.device)
             features = _features(trainer, batch)
         files += batch.files
         synchronised = micro == train.gradient_accumulation - 1
@@ -312,7 +312,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
             # keyed, and after the loader, which draws from the same generator when it starts: resuming repeats dropout
             key = f"dropout/{trainer.iteration}/{micro}/{accelerator.process_index}"
             torch.manual_seed(noise_seed(train.seed, key))
-            losses = _losses(trainer, features, batch.labels.to(trainer.model.device))
+            losses = _losses(trainer, features, batch.labels)
             values = _values(losses)
             with distributed.together():
                 if not np.isfinite(values["loss"]):
@@ -333,11 +333,11 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
 
 def _features(trainer: Trainer, batch: Batch) -> IPKLFeatures:
     """Both passes of one micro-batch through the frozen half."""
-    config, device = trainer.config.train, trainer.model.device
+    config = trainer.config.train
     return extract_pair(
         trainer.model.extractor,
-        to_model_range(batch.images.to(device)),
-        batch.labels.to(device),
+        to_model_range(batch.images),
+        batch.labels,
         identities=batch.identities,
         seed=config.seed,
         ipkl=config.loss.ipkl,
@@ -559,4 +559,5 @@ def _batches(trainer: Trainer) -> Iterator[Batch]:
         draws=[start + i for start in first for i in range(train.batch_size)],
         batch_size=train.batch_size,
         workers=trainer.config.data.workers,
+        pin=trainer.model.device.type == "cuda",
     )

@@ -92,11 +92,14 @@ class FrozenUNet:
             return self._run_compiled(latents, biases, keys_values, layers, output)
         return self.forward(latents, biases, keys_values, frozenset(layers), output)
 
-    def compile(self) -> None:
-        """Run through torch.compile from now on; compiled at the next call, and once more at the first of one row.
+    def compile(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Run through torch.compile from now on: compiled at the first call of one row and at the first of several.
 
-        Neither another timestep, nor other prompts, nor another number of rows compiles again; a third size of
-        image is the last that does.
+        Neither another timestep, nor other prompts, nor another number of rows compiles again; the second size of
+        image does, for all that follow.
+
+        Args:
+            backend: what compiles.
         """
 
         def whole(
@@ -106,8 +109,10 @@ class FrozenUNet:
             return output, [maps[layer] for layer in self._every]
 
         # weights are constants: on a CPU the compiler may bring them into the layout that its kernels want
-        options: dict[str, Any] = {"freezing": True} if self.unet.device.type == "cpu" else {}
-        self._compiled = torch.compile(whole, fullgraph=True, options=options)
+        frozen = backend == "inductor" and self.unet.device.type == "cpu"
+        options: dict[str, Any] | None = {"freezing": True} if frozen else None
+        self._backend = backend
+        self._compiled = torch.compile(whole, fullgraph=True, backend=backend, options=options)
 
     def forward(
         self,
@@ -161,7 +166,7 @@ class FrozenUNet:
         self._biases.clear()
         self._texts.clear()
         if self._compiled is not None:
-            self.compile()
+            self.compile(backend=self._backend)
 
     def _run_compiled(
         self,
@@ -187,7 +192,7 @@ class FrozenUNet:
         try:
             out, every = self._compiled(latents, list(biases), texts)
         except dynamo.exc.BackendCompilerFailed as error:
-            why = str(error.__cause__ or error).strip().splitlines()[0]
+            why = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             raise BackboneError(
                 f"the U-Net cannot be compiled here: {why}",
                 where="train.compile",

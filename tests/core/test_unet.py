@@ -1,6 +1,7 @@
 """The U-Net's own walk gives what the library's forward gives, and computes once what does not change."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from diffcli.core.features import FeatureTaps
 from diffcli.core.unet import FrozenUNet, feature_layers
+from diffcli.errors import BackboneError
 
 TINY: dict[str, Any] = {
     "block_out_channels": (16, 32, 32, 48),
@@ -57,7 +59,7 @@ def library(
     unet: UNet2DConditionModel, latents: Tensor, timestep: int, prompts: list[str]
 ) -> tuple[Tensor, Any]:
     """Output and maps of every layer by the library's own forward and hooks."""
-    layers = feature_layers(unet, stages=(0, 1, 2, 3), kinds="all")
+    layers = feature_layers(unet, stages=range(len(unet.up_blocks)), kinds="all")
     given = torch.stack([text for _, text in texts(prompts)])
     with FeatureTaps(unet, layers) as taps:
         output = unet(latents, timestep, encoder_hidden_states=given).sample
@@ -131,3 +133,75 @@ def count_calls(*modules: nn.Module) -> Callable[[], list[int]]:
     for index, module in enumerate(modules):
         module.register_forward_hook(lambda *_given, index=index: count(index))
     return lambda: counts
+
+
+# --- compiled ------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    **TINY,
+    "layers_per_block": 1,
+    "block_out_channels": (8, 8),
+    "norm_num_groups": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+"""Two levels, for compilers take their time."""
+
+
+@pytest.fixture
+def small() -> Iterator[UNet2DConditionModel]:
+    torch.manual_seed(0)
+    yield UNet2DConditionModel(**SMALL).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    torch.compiler.reset()
+
+
+def assert_compiled_is_the_library(network: FrozenUNet, rows: int, timestep: int, prompts: list[str]) -> None:
+    layers = feature_layers(network.unet, stages=(0, 1), kinds="all")
+    latents = torch.randn(rows, 4, 8, 8)
+    expected, taps = library(network.unet, latents, timestep, prompts)
+    output, maps = network(latents, timestep, texts(prompts), layers=layers)
+    assert output is not None
+    close(output, expected)
+    assert set(maps) == set(layers)
+    for layer in layers:
+        close(maps[layer], taps[layer])
+    output, maps = network(latents, timestep, texts(prompts), layers=layers[:1], output=False)
+    assert output is None
+    assert list(maps) == layers[:1]
+
+
+@torch.no_grad()
+def test_nothing_compiles_again_for_steps_prompts_or_rows(small: UNet2DConditionModel) -> None:
+    """Two programs, of one row and of several, serve every call; the compiler behind them does not matter here."""
+    network = FrozenUNet(small)
+    network.compile(backend="eager")
+    assert_compiled_is_the_library(network, 1, 10, [""])
+    assert_compiled_is_the_library(network, 2, 10, ["", ""])
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert_compiled_is_the_library(network, 1, 500, ["a street"])
+        assert_compiled_is_the_library(network, 3, 10, PROMPTS)
+        assert_compiled_is_the_library(network, 5, 20, ["a street"] * 5)
+        assert_compiled_is_the_library(network, 2, 30, ["", "a street"])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@torch.no_grad()
+def test_what_the_compiler_makes_is_the_network(small: UNet2DConditionModel) -> None:
+    network = FrozenUNet(small)
+    network.compile()
+    assert_compiled_is_the_library(network, 1, 10, [""])
+
+
+@torch.no_grad()
+def test_where_nothing_can_be_compiled_it_is_said_what_to_do(small: UNet2DConditionModel) -> None:
+    def broken(*_given: object) -> Any:
+        raise RuntimeError("No working C++ compiler found\nand more lines")
+
+    network = FrozenUNet(small)
+    network.compile(backend=broken)
+    with pytest.raises(
+        BackboneError, match="No working"
+    ) as caught:
+        network(torch.randn(1, 4, 8, 8), 10, texts([""]))
+    assert caught.value.where == "train.compile"

@@ -11,10 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import diffcli.data.dataset as dataset_module
 from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.data.batches import training_batches
 from diffcli.data.dataset import Domain, TrainingSet, expand_domains, known_domains, locate, open_domain
 from diffcli.data.images import read_image
 from diffcli.data.statistics import ClassStatistics
@@ -338,3 +340,14 @@ def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> No
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "2\n", done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+def test_batches_for_a_gpu_lie_in_pinned_memory(streets: Domain) -> None:
+    batches = training_batches(
+        training_set(streets, rare=False), draws=range(2), batch_size=2, workers=1, pin=True
+    )
+    for batch in batches:
+        assert batch.images.is_pinned()
+        assert batch.labels.is_pinned()
+        assert batch.to(torch.device("cuda")).images.is_cuda
