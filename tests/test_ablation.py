@@ -74,7 +74,7 @@ def test_rows_are_trained_once_and_told_together(start: Start, ran: list[str], t
     assert ran == ["full", "no_ipkl", "reference_truth", "scratch_wallclock"] * 2
     told = json.loads((tmp_path / "results.json").read_text())["rows"]
     rows = {row["row"]: row for row in told}
-    assert list(rows) == ["full", "no_ipkl", "schedule_one", "reference_truth", "scratch_wallclock"]
+    assert list(rows) == ["full", "no_ipkl", "scratch_wallclock", "schedule_one", "reference_truth"]
     assert rows["schedule_one"]["mean_iou"] == rows["no_ipkl"]["mean_iou"]
     assert list(rows["full"]["mean_iou"]) == ["clean (source)", "miniworld/fog", "mean unseen"]
     assert rows["full"]["unet_evaluations_per_image"] == 1
@@ -171,6 +171,20 @@ def test_a_row_that_fails_costs_only_those_that_need_it(
     with pytest.raises(DiffError, match="failed: full-1it-seed0, reference_truth-1it-seed0"):
         start("full", "reference_truth", "no_ipkl")
     assert [row["row"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]] == ["no_ipkl"]
+
+
+def test_rows_of_earlier_calls_stay_in_the_results(
+    start: Start, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[tuple[str, int, list[int]]]:
+        rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+        return [(row["row"], row["budget"], row["seeds"]) for row in rows]
+
+    start("latents_only")
+    start("no_ipkl", budgets="1 2")
+    assert told() == [("no_ipkl", 1, [0]), ("latents_only", 1, [0]), ("no_ipkl", 2, [0])]
+    start("latents_only", seeds="0 1")
+    assert told() == [("no_ipkl", 1, [0]), ("latents_only", 1, [0, 1]), ("no_ipkl", 2, [0])]
 
 
 def test_an_unknown_row_is_named(start: Start, ran: list[str]) -> None:

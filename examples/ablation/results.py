@@ -2,11 +2,11 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, finished, title, training_lines
+from cells import ROWS, Cell, finished, title, training_lines
 from plots import plot, plot_costs
 
 from diffcli import console
@@ -30,12 +30,16 @@ Summary = dict[str, Any]
 
 
 def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
-    """Write results.json, results.md, results.png and costs.png of what is finished; with `show`, print the tables."""
-    asked = dict.fromkeys((budget, row) for row, budget, _ in wanted)
-    found = [summary(row, budget, wanted) for budget, row in sorted(asked, key=lambda key: key[0])]
-    rows = [row for row in found if row["seeds"]]
-    if not rows:
+    """Write results.json, results.md, results.png and costs.png of what is finished; with `show`, print the tables.
+
+    Rows that an earlier call left in results.json and this one does not ask for stay.
+    """
+    asked = dict.fromkeys((row, budget) for row, budget, _ in wanted)
+    found = [summary(row, budget, wanted) for row, budget in asked]
+    done = [row for row in found if row["seeds"]]
+    if not done:
         return
+    rows = sorted([*_earlier(output / "results.json", but=asked), *done], key=_order)
     write_text(output / "results.json", json.dumps({"rows": rows}, indent=2))
     write_text(output / "results.md", markdown(rows))
     for name, picture in (("results.png", plot(rows)), ("costs.png", plot_costs(rows))):
@@ -45,6 +49,18 @@ def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
         for budget, own in by_budget(rows).items():
             console.table(f"mIoU in percent after {budget} iterations", heading(own), table(own))
         console.say(f"results: {output / 'results.md'}")
+
+
+def _earlier(file: Path, *, but: Collection[tuple[str, int]]) -> list[Summary]:
+    """Rows of an earlier results.json, but for some (row, budget)."""
+    told = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
+    return [row for row in told if (row["row"], row["budget"]) not in but]
+
+
+def _order(row: Summary) -> tuple[int, int]:
+    """By budget, then as rows are listed."""
+    name = row["row"]
+    return row["budget"], ROWS.index(name) if name in ROWS else len(ROWS)
 
 
 def summary(row: str, budget: int, wanted: Wanted) -> Summary:

@@ -5,8 +5,9 @@
     python examples/ablation/run.py --rows full no_ipkl --seeds 0 --set train.device=cuda
 
 A row is a YAML beside this file (`scratch_*` are in scratch.py). What is finished is skipped, what was interrupted goes
-on, and results.json, results.md and results.png are written anew after every cell. Every score is that of the last
-checkpoint, so that the unseen domains select nothing. Rows that differ in their evaluation only share one training.
+on; results.json, results.md and the plots are written anew after every cell and keep the rows of earlier calls. Every
+score is that of the last checkpoint, so that the unseen domains select nothing. Rows that differ in their evaluation
+only share one training.
 """
 
 import argparse
