@@ -123,10 +123,11 @@ def measure_here(case: Case) -> Measurement:
         for network in (model.extractor.backbone.unet, model.extractor.backbone.vae):
             network.to(memory_format=torch.contiguous_format)
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
+    step()  # what is computed once, of timesteps and prompts, is done here
     evaluations, flop = _count(step, model.extractor.backbone)
     if case.code == "compiled":  # after the count, which looks at single operations
         model.compile()
-    step()
+        step()
     matmul = matmul_speed(device, DTYPES[case.precision])
     _reset_peak(device)
     seconds = []
@@ -206,7 +207,7 @@ def _labels(case: Case, model: SegmentationModel) -> Tensor:
 
 
 def _count(step: Callable[[], object], backbone: DiffusionBackbone) -> tuple[int, int]:
-    """U-Net evaluations and FLOPs of one batch; also the first part of the warm-up."""
+    """U-Net evaluations and FLOPs of one batch; the second part of the warm-up."""
     before = backbone.evaluations
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:

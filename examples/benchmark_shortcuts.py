@@ -31,13 +31,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="of turns, at least")
     parser.add_argument("--schedule", default="five", help="of the lines that need whole images")
+    parser.add_argument("--compile", action="store_true", help="train.compile too, which takes a minute more")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {width}x{height}\n", flush=True)
     print(f"{'shortcut':<58}{'without':>10}{'with':>10}{'ratio':>8}", flush=True)
     model = build_model(_config(options.schedule))
     image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for name, without, within in shortcuts(model, image):
+    for name, without, within in shortcuts(model, image, compiled=options.compile):
         slow, fast = alternating(without, within, repeats=options.repeats, seconds=options.seconds)
         print(f"{name:<58}{1000 * slow:>7.1f} ms{1000 * fast:>7.1f} ms{slow / fast:>8.2f}", flush=True)
 
@@ -49,7 +50,7 @@ def _config(schedule: str) -> ModelConfig:
 
 
 @torch.no_grad()
-def shortcuts(model: SegmentationModel, image: Tensor) -> Iterator[tuple[str, Work, Work]]:
+def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Iterator[tuple[str, Work, Work]]:
     """(what, the plain way, the shortcut), the two equal in float32 to 1e-5."""
     extractor = model.extractor
     backbone, layers = extractor.backbone, extractor.layers
@@ -109,13 +110,14 @@ def shortcuts(model: SegmentationModel, image: Tensor) -> Iterator[tuple[str, Wo
         lambda: plain.logits(image, identities=NAMES),
         lambda: model.logits(image, identities=NAMES),
     )
-    compiled = build_model(model.config)
-    compiled.compile()
-    yield (
-        "inference: train.compile",
-        lambda: model.logits(image, identities=NAMES),
-        lambda: compiled.logits(image, identities=NAMES),
-    )
+    if compiled:
+        other = build_model(model.config)
+        other.compile()
+        yield (
+            "inference: train.compile",
+            lambda: model.logits(image, identities=NAMES),
+            lambda: other.logits(image, identities=NAMES),
+        )
 
 
 def _two_classes(model: SegmentationModel, image: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ def test_a_file_has_the_mask_that_predict_writes(
 def test_the_runs_eval_settings_count(tiny_run: Path, street: NDArray[np.uint8]) -> None:  # noqa: F811
     trained = open_run(tiny_run, overrides=["eval.size=64x64", "eval.flip=true"])
     other = TrainedModel(trained.load_model(device="cpu"), trained.config.eval)
+    assert not other.extractor.backbone.network.compiled
     assert diffcli.load(tiny_run, device="cpu").settings.size == (128, 64)
     plain = diffcli.load(tiny_run, device="cpu").predict(street)
     assert not np.array_equal(other.predict(street), plain)
@@ -125,3 +126,12 @@ def test_one_line_as_a_user_writes_it(
     (entry,) = json.loads(done.stdout)["images"]
     written = np.asarray(Image.open(tmp_path / entry["mask"]))
     assert np.array_equal(diffcli.load(tiny_run).predict(tmp_path / "a.png"), written)
+
+
+def test_the_settings_say_that_the_network_is_compiled(
+    tiny_run: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trained = open_run(tiny_run, overrides=["train.compile=true"])
+    assert trained.load_model(device="cpu").extractor.backbone.network.compiled
+    assert "compiled at its first use" in capsys.readouterr().err

@@ -92,6 +92,11 @@ class FrozenUNet:
             return self._run_compiled(latents, biases, keys_values, layers, output)
         return self.forward(latents, biases, keys_values, frozenset(layers), output)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return self._compiled is not None
+
     def compile(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
         """Run through torch.compile from now on: compiled at the first call of one row and at the first of several.
 

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from diffcli.benchmark import Case, measure_here
 from diffcli.cli import app
+from diffcli.commands import bench
 from diffcli.config import ModelConfig
+from diffcli.config_file import override
 from diffcli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,15 +104,34 @@ def test_what_does_not_exist_is_said(option: str, value: str) -> None:
     assert isinstance(result.exception, ConfigError)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
+    plan = bench.parse_plan(
+        work="both", schedules="one", precisions="auto", batch_sizes="1", size="64x64", repeats=1
+    )
+    settings = override(bench.default_config("tiny"), [f"train.compile={str(compiled).lower()}"])
+    cases = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+    codes = ["baseline", "diffcli", *(["compiled"] if compiled else [])]
+    assert [case.code for case in cases] == codes * 2
+
+
 def test_help_shows_examples() -> None:
     result = CliRunner().invoke(app, ["bench", "--help"])
     assert "diff bench --random-weights sd21" in result.output
 
 
+def test_the_shortcuts_are_timed_one_by_one() -> None:
+    options = ["--size", "64x64", "--repeats", "1", "--seconds", "0", "--schedule", "one"]
+    script = [sys.executable, str(ROOT / "examples" / "benchmark_shortcuts.py"), *options]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    ratios = [float(line.split()[-1]) for line in done.stdout.splitlines() if " ms" in line]
+    assert len(ratios) == 9
+    assert all(ratio > 0 for ratio in ratios)
+
+
 def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
     script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py")]
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is one")
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
