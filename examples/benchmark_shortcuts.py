@@ -68,7 +68,7 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
             return backbone.network(latents, 20, texts)
 
         def forgetful(own: Work = own) -> object:
-            backbone.network.forget()
+            backbone.network.reset()
             return own()
 
         yield f"U-Net call of {rows}: its own walk, not the library's", library, own

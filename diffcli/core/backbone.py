@@ -63,7 +63,7 @@ class DiffusionBackbone:
             return
         self.vae.to(device)
         self.unet.to(device)
-        self.network.forget()
+        self.network.reset()
         self.prompt_embeddings = {prompt: e.to(device) for prompt, e in self.prompt_embeddings.items()}
 
     @property

@@ -9,6 +9,7 @@ Shapes: R rows of one call, h,w the latent grid, C channels and H,W size of a bl
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -58,6 +59,13 @@ class FrozenUNet:
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
+        self._every = feature_layers(unet, stages=range(len(unet.up_blocks)), kinds="all")
+        self._compiled: Callable[..., tuple[Tensor | None, list[Tensor]]] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Read the network's weights again and drop what was computed of them, as after a move to another device."""
+        unet: Any = self.unet
         self._down = [_Stage.of(block) for block in unet.down_blocks]
         self._middle = _Stage.of(unet.mid_block)
         self._up = [_Stage.of(block) for block in unet.up_blocks]
@@ -65,10 +73,10 @@ class FrozenUNet:
         self._residuals = [residual for stage in stages for residual in stage.residuals]
         blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
         self._to_text = [attention for block in blocks for attention in block.to_text]
-        self._every = feature_layers(unet, stages=range(len(self._up)), kinds="all")
         self._biases: dict[int, list[Tensor]] = {}
         self._texts: dict[str, list[KeysValues]] = {}
-        self._compiled: Callable[..., tuple[Tensor | None, list[Tensor]]] | None = None
+        if self._compiled is not None:
+            self.compile(backend=self._backend)
 
     def __call__(
         self,
@@ -166,13 +174,6 @@ class FrozenUNet:
                 x = stage.resize(x)
         return unet.conv_out(F.silu(unet.conv_norm_out(x), inplace=True)), maps
 
-    def forget(self) -> None:
-        """Drop what was kept, as after a move to another device."""
-        self._biases.clear()
-        self._texts.clear()
-        if self._compiled is not None:
-            self.compile(backend=self._backend)
-
     def _run_compiled(
         self,
         latents: Tensor,
@@ -228,52 +229,64 @@ class FrozenUNet:
         ]
 
 
+# The parts of the network as functions of tensors: at a small size, what a module's call costs counts.
+
+_Layer = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class _Residual:
     """ResnetBlock2D."""
 
-    norm1: nn.GroupNorm
-    conv1: nn.Conv2d
-    time: nn.Linear
-    norm2: nn.GroupNorm
-    conv2: nn.Conv2d
-    shortcut: nn.Conv2d | None
-    """1x1."""
+    norm1: _Layer
+    conv1: Callable[..., Tensor]
+    """Without its bias."""
+    bias1: Tensor
+    time: _Layer
+    norm2: _Layer
+    conv2: _Layer
+    shortcut: _Layer | None
+    """Of tokens."""
 
     @classmethod
     def of(cls, m: Any) -> "_Residual":
-        return cls(m.norm1, m.conv1, m.time_emb_proj, m.norm2, m.conv2, m.conv_shortcut)
+        return cls(
+            norm1=_group_norm(m.norm1),
+            conv1=partial(F.conv2d, weight=m.conv1.weight, padding=m.conv1.padding),
+            bias1=m.conv1.bias,
+            time=_linear(m.time_emb_proj),
+            norm2=_group_norm(m.norm2),
+            conv2=partial(F.conv2d, weight=m.conv2.weight, bias=m.conv2.bias, padding=m.conv2.padding),
+            shortcut=None if m.conv_shortcut is None else _linear(m.conv_shortcut),
+        )
 
     def time_bias(self, embedding: Tensor) -> Tensor:
         """What a timestep adds behind the first convolution, with that one's bias, C, from its activated embedding."""
-        bias = self.conv1.bias
-        assert bias is not None
-        out: Tensor = bias + self.time(embedding)[0]
-        return out
+        return self.bias1 + self.time(embedding)[0]
 
     def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The output, and the second convolution's, which is the tapped map."""
         y = F.silu(self.norm1(x), inplace=True)
-        y = F.conv2d(y, self.conv1.weight, bias, padding=1)
+        y = self.conv1(y, bias=bias)
         y = self.conv2(F.silu(self.norm2(y), inplace=True))
         if self.shortcut is None:
             return x + y, y
-        return _map(_pointwise(self.shortcut, _tokens(x)), x).add_(y), y
+        return _map(self.shortcut(_tokens(x)), x).add_(y), y
 
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
     """Attention of several heads."""
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    out: nn.Linear
+    query: _Layer
+    key: _Layer
+    value: _Layer
+    out: _Layer
     heads: int
 
     @classmethod
     def of(cls, m: Any) -> "_Attention":
-        return cls(m.to_q, m.to_k, m.to_v, m.to_out[0], m.heads)
+        return cls(_linear(m.to_q), _linear(m.to_k), _linear(m.to_v), _linear(m.to_out[0]), m.heads)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         return self.key(x), self.value(x)
@@ -288,28 +301,35 @@ class _Attention:
 
         keys, values = keys_values
         y = F.scaled_dot_product_attention(split(self.query(x)), split(keys), split(values))
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
     """BasicTransformerBlock: attention to itself (or to the text), to the text, feed-forward."""
 
-    norm1: nn.LayerNorm
+    norm1: _Layer
     attention1: _Attention
-    norm2: nn.LayerNorm
+    norm2: _Layer
     attention2: _Attention
-    norm3: nn.LayerNorm
-    gated: nn.Linear
-    last: nn.Linear
+    norm3: _Layer
+    gated: _Layer
+    last: _Layer
     only_text: bool
 
     @classmethod
     def of(cls, m: Any) -> "_Block":
-        own, text = _Attention.of(m.attn1), _Attention.of(m.attn2)
         gated, _, last = m.ff.net
-        return cls(m.norm1, own, m.norm2, text, m.norm3, gated.proj, last, m.only_cross_attention)
+        return cls(
+            norm1=_layer_norm(m.norm1),
+            attention1=_Attention.of(m.attn1),
+            norm2=_layer_norm(m.norm2),
+            attention2=_Attention.of(m.attn2),
+            norm3=_layer_norm(m.norm3),
+            gated=_linear(gated.proj),
+            last=_linear(last),
+            only_text=m.only_cross_attention,
+        )
 
     @property
     def to_text(self) -> tuple[_Attention, ...]:
@@ -322,35 +342,35 @@ class _Block:
         tokens = self.attention1(x, own).add_(tokens)
         tokens = self.attention2(self.norm2(tokens), next(text)).add_(tokens)
         value, gate = self.gated(self.norm3(tokens)).chunk(2, dim=-1)
-        out: Tensor = self.last(F.gelu(gate).mul_(value))
-        return out.add_(tokens)
+        return self.last(F.gelu(gate).mul_(value)).add_(tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _Transformer:
     """Transformer2DModel, in two parts: what the method taps lies between."""
 
-    norm: nn.GroupNorm
-    proj_in: nn.Linear | nn.Conv2d
+    norm: _Layer
+    proj_in: _Layer
     blocks: tuple[_Block, ...]
-    proj_out: nn.Linear | nn.Conv2d
+    proj_out: _Layer
 
     @classmethod
     def of(cls, m: Any) -> "_Transformer":
-        return cls(m.norm, m.proj_in, tuple(map(_Block.of, m.transformer_blocks)), m.proj_out)
+        blocks = tuple(map(_Block.of, m.transformer_blocks))
+        return cls(_group_norm(m.norm), _linear(m.proj_in), blocks, _linear(m.proj_out))
 
     def __call__(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
         return self.rest(x, self.first(x, text), text)
 
     def first(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
         """The first block's output, R,N,C."""
-        return self.blocks[0](_pointwise(self.proj_in, _tokens(self.norm(x))), text)
+        return self.blocks[0](self.proj_in(_tokens(self.norm(x))), text)
 
     def rest(self, x: Tensor, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
         """The output, from the input and what `first` made of it."""
         for block in self.blocks[1:]:
             tokens = block(tokens, text)
-        return _map(_pointwise(self.proj_out, tokens), x).add_(x)
+        return _map(self.proj_out(tokens), x).add_(x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,9 +393,19 @@ class _Stage:
         )
 
 
-def _pointwise(layer: nn.Linear | nn.Conv2d, tokens: Tensor) -> Tensor:
-    """A linear layer, or what is the same one, a 1x1 convolution, of R,N,C."""
-    return F.linear(tokens, layer.weight.flatten(1), layer.bias)
+def _linear(m: Any) -> _Layer:
+    """A linear layer of R,N,C, or what is the same one, a 1x1 convolution."""
+    return partial(F.linear, weight=m.weight.flatten(1), bias=m.bias)
+
+
+def _group_norm(m: Any) -> _Layer:
+    return partial(torch.group_norm, num_groups=m.num_groups, weight=m.weight, bias=m.bias, eps=m.eps)
+
+
+def _layer_norm(m: Any) -> _Layer:
+    return partial(
+        torch.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps
+    )
 
 
 def _tokens(x: Tensor) -> Tensor:
