@@ -75,6 +75,7 @@ class FrozenUNet:
         self._to_text = [attention for block in blocks for attention in block.to_text]
         self._biases: dict[int, list[Tensor]] = {}
         self._texts: dict[str, list[KeysValues]] = {}
+        self._last_texts: tuple[list[str], list[KeysValues]] = ([], [])
         if self._compiled is not None:
             self.compile(backend=self._backend)
 
@@ -185,18 +186,13 @@ class FrozenUNet:
         """The whole pass whatever is wanted, and all inputs of one form, so that one program serves every call."""
         import torch._dynamo as dynamo
 
-        rows = len(latents)
-        texts = [
-            tuple((x if x.ndim == 3 else x.expand(rows, -1, -1)).contiguous() for x in pair)
-            for pair in keys_values
-        ]
         latents = latents.contiguous()
-        if rows > 1:
-            for x in (latents, *(x for pair in texts for x in pair)):
+        if len(latents) > 1:
+            for x in (latents, *(x for pair in keys_values for x in pair)):
                 dynamo.mark_dynamic(x, 0)
         assert self._compiled is not None
         try:
-            out, every = self._compiled(latents, list(biases), texts)
+            out, every = self._compiled(latents, biases, keys_values)
         except dynamo.exc.BackendCompilerFailed as error:
             why = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             raise BackboneError(
@@ -216,17 +212,24 @@ class FrozenUNet:
         return [residual.time_bias(embedding) for residual in self._residuals]
 
     def _keys_values(self, texts: Sequence[tuple[str, Tensor]]) -> list[KeysValues]:
-        """Keys and values of each row's text in every cross-attention; without a batch where all rows share one."""
+        """Keys and values of each row's text in every cross-attention; without a batch where all rows share one.
+
+        Those of the last call are kept too: a batch asks for the same ones at every step.
+        """
         for prompt, embedding in texts:
             if prompt not in self._texts:
                 self._texts[prompt] = [a.keys_values(embedding) for a in self._to_text]
-        own = [self._texts[prompt] for prompt, _ in texts]
-        if all(one is own[0] for one in own):
-            return own[0]
-        return [
-            (torch.stack([keys for keys, _ in layer]), torch.stack([values for _, values in layer]))
-            for layer in zip(*own, strict=True)
-        ]
+        prompts = [prompt for prompt, _ in texts]
+        if len(set(prompts)) == 1 and self._compiled is None:
+            return self._texts[prompts[0]]
+        if self._last_texts[0] != prompts:
+            own = [self._texts[prompt] for prompt in prompts]
+            stacks = [
+                (torch.stack([keys for keys, _ in layer]), torch.stack([values for _, values in layer]))
+                for layer in zip(*own, strict=True)
+            ]
+            self._last_texts = (prompts, stacks)
+        return self._last_texts[1]
 
 
 # The parts of the network as functions of tensors: at a small size, what a module's call costs counts.
