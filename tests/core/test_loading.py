@@ -269,6 +269,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "sd2-community",
     ),
     "no cross-attention": (_unet_config(up_block_types=["UpBlock2D"] * 4), "not four", "sd2-community"),
+    "other blocks": (
+        _unet_config(down_block_types=["AttnDownBlock2D", *["CrossAttnDownBlock2D"] * 3]),
+        "blocks of the kind AttnDownBlock2D",
+        "sd2-community",
+    ),
+    "other activation": (_unet_config(act_fn="gelu"), "act_fn 'gelu', not 'silu'", "sd2-community"),
     "other text width": (
         _unet_config(cross_attention_dim=48),
         "attends to 48 text channels",
