@@ -573,8 +573,13 @@ def bench(
     overrides: Overrides = None,
     work: Annotated[str, typer.Option(help="inference, training, or both.")] = "both",
     schedules: Annotated[
-        str, typer.Option(help="Comma list: paper, visit9, five, one, clean.")
-    ] = "paper,five,one",
+        str | None,
+        typer.Option(
+            help="Comma list: paper, visit9, five, one, clean; own is the settings'.  "
+            "[own with CONFIG, else paper,five,one]",
+            show_default=False,
+        ),
+    ] = None,
     precisions: Annotated[str, typer.Option(help="Comma list: auto, float32, bf16, fp16.")] = "auto",
     batch_sizes: Annotated[str, typer.Option(help="Comma list of images a batch.")] = "1",
     size: Annotated[
@@ -603,7 +608,7 @@ def bench(
 
     plan = command.parse_plan(
         work=work,
-        schedules=schedules,
+        schedules=schedules or ("paper,five,one" if config is None else command.OWN),
         precisions=precisions,
         batch_sizes=batch_sizes,
         size=size,

@@ -29,6 +29,8 @@ from diffcli.core.device import resolve_device, resolve_precision
 from diffcli.core.random_backbone import Architecture
 from diffcli.errors import ConfigError
 
+OWN = "own"
+"""The schedule of the settings, whatever it is."""
 SHORT: dict[str, str] = {"float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -136,17 +138,19 @@ def list_cases(
     """All rows, the baseline before what is compared with it."""
     if random_weights not in (None, "sd15", "sd21", "tiny"):
         raise ConfigError(f"--random-weights {random_weights!r} is not known", hint="sd15, sd21 or tiny")
-    unknown = [name for name in plan.schedules if name not in SCHEDULES]
-    if unknown:
-        raise ConfigError(f"schedule {unknown[0]!r} is not known", hint=f"one of {', '.join(SCHEDULES)}")
     model = settings.model
+    own = model.inversion.schedule if isinstance(model.inversion.schedule, str) else OWN
+    schedules = dict.fromkeys(own if name == OWN else name for name in plan.schedules)
+    for name in schedules:
+        if name not in (*SCHEDULES, OWN):
+            raise ConfigError(f"schedule {name!r} is not known", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
     codes += ["diffcli", "compiled"] if settings.train.compile else ["diffcli"]
     cases = []
     for work in plan.works:
         size = plan.size or _default_size(work, random_weights, model)
-        for schedule in plan.schedules:
+        for schedule in schedules:
             for wanted in plan.precisions:
                 precision = resolve_precision(wanted, place)
                 for batch in plan.batch_sizes:
@@ -174,6 +178,8 @@ def _as_published(case: Case, code: Code, place: torch.device) -> Case:
 
 
 def _with_schedule(model: ModelConfig, schedule: str) -> ModelConfig:
+    if schedule == OWN:
+        return model
     inversion = model.inversion.model_copy(update={"schedule": schedule})
     return model.model_copy(update={"inversion": InversionConfig.model_validate(inversion.model_dump())})
 

@@ -115,6 +115,23 @@ def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
     assert [case.code for case in cases] == codes * 2
 
 
+def test_own_is_the_schedule_of_the_settings() -> None:
+    def cases(schedules: str, *changes: str) -> list[tuple[str, Any]]:
+        plan = bench.parse_plan(
+            work="inference", schedules=schedules, precisions="auto", batch_sizes="1", size=None, repeats=1
+        )
+        settings = override(bench.default_config("tiny"), changes)
+        found = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+        return [(one.schedule, one.model["inversion"]["schedule"]) for one in found if one.code == "diffcli"]
+
+    assert cases("own,paper", "model.inversion.schedule=clean") == [("clean", "clean"), ("paper", "paper")]
+    assert cases("own,clean", "model.inversion.schedule=clean") == [("clean", "clean")]
+    two = "model.inversion.schedule={timesteps: [100, 101], save_steps: [1, 0]}"
+    (name, schedule), (other, _) = cases("own,one", two)
+    assert (name, other) == ("own", "one")
+    assert schedule["timesteps"] == [100, 101]
+
+
 def test_help_shows_examples() -> None:
     result = CliRunner().invoke(app, ["bench", "--help"])
     assert "diff bench --random-weights sd21" in result.output
