@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from diffcli.errors import BackboneError
 
+COMPILED_SIZES = 4
+"""Sizes of latent that are compiled: twice as many programs are as many as torch.compile keeps of one function."""
+
 
 class FeatureLayer(NamedTuple):
     """One tapped layer of the U-Net's decoder."""
@@ -97,7 +100,7 @@ class FrozenUNet:
         if timestep not in self._biases:
             self._biases[timestep] = self._time_biases(timestep)
         biases, keys_values = self._biases[timestep], self._keys_values(texts)
-        if self._compiled is not None:
+        if self._compiled is not None and self._fits(latents):
             return self._run_compiled(latents, biases, keys_values, layers, output)
         return self.forward(latents, biases, keys_values, frozenset(layers), output)
 
@@ -107,10 +110,11 @@ class FrozenUNet:
         return self._compiled is not None
 
     def compile(self, *, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Run through torch.compile from now on: compiled at the first call of one row and at the first of several.
+        """Run through torch.compile from now on.
 
-        Neither another timestep, nor other prompts, nor another number of rows compiles again; the second size of
-        image does, for all that follow.
+        Each of the first COMPILED_SIZES sizes of latent is compiled twice, at its first call of one row and at its
+        first of several; neither another timestep, nor other prompts, nor another number of rows compiles again. What
+        comes in further sizes runs as it does without.
 
         Args:
             backend: what compiles.
@@ -126,7 +130,14 @@ class FrozenUNet:
         frozen = backend == "inductor" and self.unet.device.type == "cpu"
         options: dict[str, Any] | None = {"freezing": True} if frozen else None
         self._backend = backend
-        self._compiled = torch.compile(whole, fullgraph=True, backend=backend, options=options)
+        self._sizes: set[torch.Size] = set()
+        self._compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+    def _fits(self, latents: Tensor) -> bool:
+        """Whether latents of this size are compiled, or still may be."""
+        if len(self._sizes) < COMPILED_SIZES:
+            self._sizes.add(latents.shape[-2:])
+        return latents.shape[-2:] in self._sizes
 
     def forward(
         self,

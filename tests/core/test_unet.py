@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.core.features import FeatureTaps
-from diffcli.core.unet import FrozenUNet, feature_layers
+from diffcli.core.unet import COMPILED_SIZES, FrozenUNet, feature_layers
 from diffcli.errors import BackboneError
 
 TINY: dict[str, Any] = {
@@ -160,9 +160,11 @@ def small() -> Iterator[UNet2DConditionModel]:
     torch.compiler.reset()
 
 
-def assert_compiled_is_the_library(network: FrozenUNet, rows: int, timestep: int, prompts: list[str]) -> None:
+def assert_compiled_is_the_library(
+    network: FrozenUNet, rows: int, timestep: int, prompts: list[str], *, size: tuple[int, int] = (8, 8)
+) -> None:
     layers = feature_layers(network.unet, stages=(0, 1), kinds="all")
-    latents = torch.randn(rows, 4, 8, 8)
+    latents = torch.randn(rows, 4, *size)
     expected, taps = library(network.unet, latents, timestep, prompts)
     output, maps = network(latents, timestep, texts(prompts), layers=layers)
     assert output is not None
@@ -187,6 +189,20 @@ def test_nothing_compiles_again_for_steps_prompts_or_rows(small: UNet2DCondition
         assert_compiled_is_the_library(network, 3, 10, PROMPTS)
         assert_compiled_is_the_library(network, 5, 20, ["a street"] * 5)
         assert_compiled_is_the_library(network, 2, 30, ["", "a street"])
+
+
+@torch.no_grad()
+def test_some_sizes_are_compiled_and_the_others_run_all_the_same(small: UNet2DConditionModel) -> None:
+    network = FrozenUNet(small)
+    network.compile(backend="eager")
+    sizes = [(8, 8 + 4 * i) for i in range(COMPILED_SIZES + 2)]
+    for size in sizes[:COMPILED_SIZES]:
+        for rows in (1, 2):
+            assert_compiled_is_the_library(network, rows, 10, [""] * rows, size=size)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for size in sizes:
+            for rows in (1, 3):
+                assert_compiled_is_the_library(network, rows, 10, ["a street"] * rows, size=size)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
