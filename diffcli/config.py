@@ -375,7 +375,7 @@ class TrainConfig(Settings):
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp16; float32 on CPU."""
     compile: bool = False
-    """Compile the U-Net (torch.compile) at its first use, about a minute; eval and predict take it as --set train.compile=true."""
+    """Compile the U-Net (torch.compile) at its first use, minutes for each size of image; eval and predict take it as --set train.compile=true."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     log_interval: PositiveInt = 10

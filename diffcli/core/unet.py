@@ -7,16 +7,15 @@ noise prediction is not wanted. Nothing is written onto the modules.
 Shapes: R rows of one call, h,w the latent grid, C channels and H,W size of a block, N = H W.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffcli.core.unet_parts import KeysValues, Stage, to_map
 from diffcli.errors import BackboneError
 
 COMPILED_SIZES = 4
@@ -34,8 +33,6 @@ class FeatureLayer(NamedTuple):
 FeatureKinds = Literal["all", "resnet", "latent"]
 Maps = dict[FeatureLayer, Tensor]
 """R,C,H,W of tapped layers."""
-KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of a text in one attention layer, tokens,C each or R,tokens,C."""
 
 
 def feature_layers(
@@ -69,9 +66,9 @@ class FrozenUNet:
     def reset(self) -> None:
         """Read the network's weights again and drop what was computed of them, as after a move to another device."""
         unet: Any = self.unet
-        self._down = [_Stage.of(block) for block in unet.down_blocks]
-        self._middle = _Stage.of(unet.mid_block)
-        self._up = [_Stage.of(block) for block in unet.up_blocks]
+        self._down = [Stage.of(block) for block in unet.down_blocks]
+        self._middle = Stage.of(unet.mid_block)
+        self._up = [Stage.of(block) for block in unet.up_blocks]
         stages = (*self._down, self._middle, *self._up)
         self._residuals = [residual for stage in stages for residual in stage.residuals]
         blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
@@ -178,7 +175,7 @@ class FrozenUNet:
                 tokens = stage.transformers[j].first(x, text)
                 layer = FeatureLayer("attention", i, j)
                 if layer in layers:
-                    maps[layer] = _map(tokens, x)
+                    maps[layer] = to_map(tokens, x)
                 if not output and len(maps) == len(layers):
                     return None, maps
                 x = stage.transformers[j].rest(x, tokens, text)
@@ -241,193 +238,3 @@ class FrozenUNet:
             ]
             self._last_texts = (prompts, stacks)
         return self._last_texts[1]
-
-
-# The parts of the network as functions of tensors: at a small size, what a module's call costs counts.
-
-_Layer = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _Residual:
-    """ResnetBlock2D."""
-
-    norm1: _Layer
-    conv1: Callable[..., Tensor]
-    """Without its bias."""
-    bias1: Tensor
-    time: _Layer
-    norm2: _Layer
-    conv2: _Layer
-    shortcut: _Layer | None
-    """Of tokens."""
-
-    @classmethod
-    def of(cls, m: Any) -> "_Residual":
-        return cls(
-            norm1=_group_norm(m.norm1),
-            conv1=partial(F.conv2d, weight=m.conv1.weight, padding=m.conv1.padding),
-            bias1=m.conv1.bias,
-            time=_linear(m.time_emb_proj),
-            norm2=_group_norm(m.norm2),
-            conv2=partial(F.conv2d, weight=m.conv2.weight, bias=m.conv2.bias, padding=m.conv2.padding),
-            shortcut=None if m.conv_shortcut is None else _linear(m.conv_shortcut),
-        )
-
-    def time_bias(self, embedding: Tensor) -> Tensor:
-        """What a timestep adds behind the first convolution, with that one's bias, C, from its activated embedding."""
-        return self.bias1 + self.time(embedding)[0]
-
-    def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the second convolution's, which is the tapped map."""
-        y = F.silu(self.norm1(x), inplace=True)
-        y = self.conv1(y, bias=bias)
-        y = self.conv2(F.silu(self.norm2(y), inplace=True))
-        if self.shortcut is None:
-            return x + y, y
-        return _map(self.shortcut(_tokens(x)), x).add_(y), y
-
-
-@dataclass(frozen=True, slots=True)
-class _Attention:
-    """Attention of several heads."""
-
-    query: _Layer
-    key: _Layer
-    value: _Layer
-    out: _Layer
-    heads: int
-
-    @classmethod
-    def of(cls, m: Any) -> "_Attention":
-        return cls(_linear(m.to_q), _linear(m.to_k), _linear(m.to_v), _linear(m.to_out[0]), m.heads)
-
-    def keys_values(self, x: Tensor) -> KeysValues:
-        return self.key(x), self.value(x)
-
-    def __call__(self, x: Tensor, keys_values: KeysValues) -> Tensor:
-        """R,N,C attending to keys and values, R,M,C or M,C."""
-        rows = len(x)
-
-        def split(y: Tensor) -> Tensor:
-            y = y.expand(rows, -1, -1) if y.ndim == 2 else y
-            return y.view(rows, y.shape[1], self.heads, -1).transpose(1, 2)
-
-        keys, values = keys_values
-        y = F.scaled_dot_product_attention(split(self.query(x)), split(keys), split(values))
-        return self.out(y.transpose(1, 2).flatten(2))
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """BasicTransformerBlock: attention to itself (or to the text), to the text, feed-forward."""
-
-    norm1: _Layer
-    attention1: _Attention
-    norm2: _Layer
-    attention2: _Attention
-    norm3: _Layer
-    gated: _Layer
-    last: _Layer
-    only_text: bool
-
-    @classmethod
-    def of(cls, m: Any) -> "_Block":
-        gated, _, last = m.ff.net
-        return cls(
-            norm1=_layer_norm(m.norm1),
-            attention1=_Attention.of(m.attn1),
-            norm2=_layer_norm(m.norm2),
-            attention2=_Attention.of(m.attn2),
-            norm3=_layer_norm(m.norm3),
-            gated=_linear(gated.proj),
-            last=_linear(last),
-            only_text=m.only_cross_attention,
-        )
-
-    @property
-    def to_text(self) -> tuple[_Attention, ...]:
-        """The attentions that look at the text, in their order."""
-        return (self.attention1, self.attention2) if self.only_text else (self.attention2,)
-
-    def __call__(self, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        x = self.norm1(tokens)
-        own = next(text) if self.only_text else self.attention1.keys_values(x)
-        tokens = self.attention1(x, own).add_(tokens)
-        tokens = self.attention2(self.norm2(tokens), next(text)).add_(tokens)
-        value, gate = self.gated(self.norm3(tokens)).chunk(2, dim=-1)
-        return self.last(F.gelu(gate).mul_(value)).add_(tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Transformer:
-    """Transformer2DModel, in two parts: what the method taps lies between."""
-
-    norm: _Layer
-    proj_in: _Layer
-    blocks: tuple[_Block, ...]
-    proj_out: _Layer
-
-    @classmethod
-    def of(cls, m: Any) -> "_Transformer":
-        blocks = tuple(map(_Block.of, m.transformer_blocks))
-        return cls(_group_norm(m.norm), _linear(m.proj_in), blocks, _linear(m.proj_out))
-
-    def __call__(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        return self.rest(x, self.first(x, text), text)
-
-    def first(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        """The first block's output, R,N,C."""
-        return self.blocks[0](self.proj_in(_tokens(self.norm(x))), text)
-
-    def rest(self, x: Tensor, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        """The output, from the input and what `first` made of it."""
-        for block in self.blocks[1:]:
-            tokens = block(tokens, text)
-        return _map(self.proj_out(tokens), x).add_(x)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stage:
-    """A block of the down, middle or up part; in the middle one there is a transformer less than residual blocks."""
-
-    residuals: tuple[_Residual, ...]
-    transformers: tuple[_Transformer, ...]
-    """None at all in blocks without attention."""
-    resize: nn.Module | None
-    """To half or twice the size."""
-
-    @classmethod
-    def of(cls, m: Any) -> "_Stage":
-        resize = getattr(m, "downsamplers", None) or getattr(m, "upsamplers", None) or (None,)
-        return cls(
-            tuple(map(_Residual.of, m.resnets)),
-            tuple(map(_Transformer.of, getattr(m, "attentions", ()))),
-            resize[0],
-        )
-
-
-def _linear(m: Any) -> _Layer:
-    """A linear layer of R,N,C, or what is the same one, a 1x1 convolution."""
-    return partial(F.linear, weight=m.weight.flatten(1), bias=m.bias)
-
-
-def _group_norm(m: Any) -> _Layer:
-    return partial(torch.group_norm, num_groups=m.num_groups, weight=m.weight, bias=m.bias, eps=m.eps)
-
-
-def _layer_norm(m: Any) -> _Layer:
-    return partial(
-        torch.layer_norm, normalized_shape=m.normalized_shape, weight=m.weight, bias=m.bias, eps=m.eps
-    )
-
-
-def _tokens(x: Tensor) -> Tensor:
-    """R,C,H,W as R,N,C: no copy of a channels-last tensor."""
-    return x.movedim(1, -1).flatten(1, 2)
-
-
-def _map(tokens: Tensor, like: Tensor) -> Tensor:
-    """R,N,C as R,C,H,W, of another map's size, in channels-last layout."""
-    height, width = like.shape[-2:]
-    return tokens.view(len(tokens), height, width, -1).movedim(-1, 1)
