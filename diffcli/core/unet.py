@@ -123,12 +123,9 @@ class FrozenUNet:
             output, maps = self.forward(latents, biases, keys_values, self._every, True)
             return output, [maps[layer] for layer in self._every]
 
-        # weights are constants: on a CPU the compiler may bring them into the layout that its kernels want
-        frozen = backend == "inductor" and self.unet.device.type == "cpu"
-        options: dict[str, Any] | None = {"freezing": True} if frozen else None
         self._backend = backend
         self._sizes: set[torch.Size] = set()
-        self._compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend, options=options)
+        self._compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend)
 
     def _fits(self, latents: Tensor) -> bool:
         """Whether latents of this size are compiled, or still may be."""

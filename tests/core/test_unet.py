@@ -86,6 +86,19 @@ def test_output_and_maps_are_the_librarys(
             close(maps[layer], taps[layer])
 
 
+def test_the_layout_of_weights_changes_nothing(usual: UNet2DConditionModel) -> None:
+    layers = feature_layers(usual, stages=(1, 2, 3), kinds="all")
+    latents = torch.randn(2, 4, 16, 8)
+    expected, plain = FrozenUNet(usual)(latents, 20, texts(["", "a street"]), layers=layers)
+    usual.to(memory_format=torch.channels_last)
+    output, maps = FrozenUNet(usual)(latents, 20, texts(["", "a street"]), layers=layers)
+    assert output is not None
+    assert expected is not None
+    close(output, expected)
+    for layer in layers:
+        close(maps[layer], plain[layer])
+
+
 @pytest.mark.parametrize("count", range(1, 12))
 def test_without_output_it_ends_behind_the_last_layer(usual: UNet2DConditionModel, count: int) -> None:
     layers = feature_layers(usual, stages=(1, 2), kinds="all")[:count]
