@@ -198,7 +198,7 @@ class FrozenUNet:
         assert self._compiled is not None
         try:
             out, every = self._compiled(latents, biases, keys_values)
-        except dynamo.exc.BackendCompilerFailed as error:
+        except dynamo.exc.TorchDynamoException as error:
             why = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             raise BackboneError(
                 f"the U-Net cannot be compiled here: {why}",
