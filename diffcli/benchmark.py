@@ -122,6 +122,7 @@ def measure_here(case: Case) -> Measurement:
     if case.code == "baseline":  # the published code leaves PyTorch's own layout
         for network in (model.extractor.backbone.unet, model.extractor.backbone.vae):
             network.to(memory_format=torch.contiguous_format)
+        model.extractor.backbone.network.reset()  # or it would hold weights in the layout before
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
     step()  # what is computed once, of timesteps and prompts, is done here
     evaluations, flop = _count(step, model.extractor.backbone)

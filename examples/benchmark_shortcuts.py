@@ -68,7 +68,7 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
             return backbone.network(latents, 20, texts)
 
         def forgetful(own: Work = own) -> object:
-            backbone.network.reset()
+            backbone.network.forget()
             return own()
 
         yield f"U-Net call of {rows}: its own walk, not the library's", library, own
@@ -90,9 +90,14 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
         return extract_pair(extractor, image, labels, identities=NAMES, seed=0)
 
     def one_by_one() -> object:
-        noise = seeded_noise(0, NAMES)
-        conditional = extractor.extract(image, noise=noise, references=[*labels])
-        return conditional, extractor.extract(image, noise=seeded_noise(1, NAMES))
+        conditional, unconditional = (
+            seeded_noise(0, [f"{name}/{branch}" for name in NAMES])
+            for branch in ("conditional", "unconditional")
+        )
+        return (
+            extractor.extract(image, noise=conditional, references=[*labels]),
+            extractor.extract(image, noise=unconditional),
+        )
 
     yield "IPKL: both branches in the same calls", one_by_one, pair
 
@@ -105,6 +110,7 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
     plain = build_model(model.config)
     for network in (plain.extractor.backbone.unet, plain.extractor.backbone.vae):
         network.to(memory_format=torch.contiguous_format)
+    plain.extractor.backbone.network.reset()
     yield (
         "inference: channels-last weights",
         lambda: plain.logits(image, identities=NAMES),

@@ -110,17 +110,19 @@ def open_source(config: BackboneConfig) -> Source:
     )
 
 
-_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D")
+_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
 _USUAL = {
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "act_fn": "silu",
     "attention_type": "default",
     "center_input_sample": False,
+    "cross_attention_norm": None,
     "dual_cross_attention": False,
     "mid_block_scale_factor": 1,
     "resnet_out_scale_factor": 1.0,
     "resnet_skip_time_act": False,
     "resnet_time_scale_shift": "default",
+    "time_embedding_act_fn": None,
     "time_embedding_type": "positional",
 }
 """What `diffcli.core.unet` takes for granted of a U-Net: the library's defaults, which Stable Diffusion has."""
@@ -143,10 +145,9 @@ def check_unet(
     blocks = list(unet.get("up_block_types", ()))
     if len(blocks) != 4 or any("CrossAttn" not in block for block in blocks[1:]):
         faults.append(f"has the decoder blocks {blocks}, not four with cross-attention in the last three")
-    for kind in (*unet.get("down_block_types", ()), *blocks):
-        if kind not in _BLOCKS:
-            faults.append(f"has blocks of the kind {kind}")
-            break
+    other = set(unet.get("down_block_types", ())).union(blocks) - _BLOCKS
+    if other:
+        faults.append(f"has blocks of the kind {', '.join(sorted(other))}")
     for key, usual in _USUAL.items():
         if unet.get(key, usual) not in (usual, None):
             faults.append(f"has {key} {unet[key]!r}, not {usual!r}")

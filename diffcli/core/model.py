@@ -52,7 +52,7 @@ class SegmentationModel:
         return self.extractor.backbone.device
 
     def compile(self) -> None:
-        """Compile the U-Net at its first use (torch.compile): slow to begin with, then faster; the same numbers."""
+        """Compile the U-Net at its first use (torch.compile), which takes its time; the same numbers to rounding."""
         self.extractor.backbone.network.compile()
 
     def autocast(self) -> AbstractContextManager[object]:

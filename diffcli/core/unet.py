@@ -60,7 +60,9 @@ class FrozenUNet:
     def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
         self._every = feature_layers(unet, stages=range(len(unet.up_blocks)), kinds="all")
-        self._compiled: Callable[..., tuple[Tensor | None, list[Tensor]]] | None = None
+        self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
+        self._backend: str | Callable[..., Any] = "inductor"
+        self._sizes: set[torch.Size] = set()
         self.reset()
 
     def reset(self) -> None:
@@ -73,11 +75,15 @@ class FrozenUNet:
         self._residuals = [residual for stage in stages for residual in stage.residuals]
         blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
         self._to_text = [attention for block in blocks for attention in block.to_text]
+        self.forget()
+        if self._compiled is not None:
+            self.compile(backend=self._backend)
+
+    def forget(self) -> None:
+        """Drop what was computed of timesteps and prompts; it is computed again when it is asked for."""
         self._biases: dict[int, list[Tensor]] = {}
         self._texts: dict[str, list[KeysValues]] = {}
         self._last_texts: tuple[list[str], list[KeysValues]] = ([], [])
-        if self._compiled is not None:
-            self.compile(backend=self._backend)
 
     def __call__(
         self,
@@ -97,9 +103,10 @@ class FrozenUNet:
         if timestep not in self._biases:
             self._biases[timestep] = self._time_biases(timestep)
         biases, keys_values = self._biases[timestep], self._keys_values(texts)
-        if self._compiled is not None and self._fits(latents):
-            return self._run_compiled(latents, biases, keys_values, layers, output)
-        return self.forward(latents, biases, keys_values, frozenset(layers), output)
+        if self._compiled is None or not self._fits(latents):
+            return self.forward(latents, biases, keys_values, frozenset(layers), output)
+        out, maps = self._run_compiled(latents, biases, keys_values)
+        return out if output else None, {layer: maps[layer] for layer in layers}
 
     @property
     def compiled(self) -> bool:
@@ -119,12 +126,12 @@ class FrozenUNet:
 
         def whole(
             latents: Tensor, biases: Sequence[Tensor], keys_values: Sequence[KeysValues]
-        ) -> tuple[Tensor | None, list[Tensor]]:
+        ) -> tuple[Tensor, list[Tensor]]:
             output, maps = self.forward(latents, biases, keys_values, self._every, True)
+            assert output is not None
             return output, [maps[layer] for layer in self._every]
 
-        self._backend = backend
-        self._sizes: set[torch.Size] = set()
+        self._backend, self._sizes = backend, set()
         self._compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend)
 
     def _fits(self, latents: Tensor) -> bool:
@@ -141,7 +148,7 @@ class FrozenUNet:
         layers: Collection[FeatureLayer],
         output: bool,
     ) -> tuple[Tensor | None, Maps]:
-        """The pass itself: a bias for every residual block, keys and values for every cross-attention."""
+        """The pass itself, see `__call__`: with biases of all residual blocks and texts of all cross-attentions."""
         unet: Any = self.unet
         bias, text = iter(biases), iter(keys_values)
         maps: Maps = {}
@@ -181,13 +188,8 @@ class FrozenUNet:
         return unet.conv_out(F.silu(unet.conv_norm_out(x), inplace=True)), maps
 
     def _run_compiled(
-        self,
-        latents: Tensor,
-        biases: Sequence[Tensor],
-        keys_values: Sequence[KeysValues],
-        layers: Collection[FeatureLayer],
-        output: bool,
-    ) -> tuple[Tensor | None, Maps]:
+        self, latents: Tensor, biases: list[Tensor], keys_values: list[KeysValues]
+    ) -> tuple[Tensor, Maps]:
         """The whole pass whatever is wanted, and all inputs of one form, so that one program serves every call."""
         import torch._dynamo as dynamo
 
@@ -205,8 +207,7 @@ class FrozenUNet:
                 where="train.compile",
                 hint="torch.compile needs a C++ compiler (on a GPU also Triton); train.compile=false does without",
             ) from error
-        maps = {layer: x for layer, x in zip(self._every, every, strict=True) if layer in layers}
-        return out if output else None, maps
+        return out, dict(zip(self._every, every, strict=True))
 
     def _time_biases(self, timestep: int) -> list[Tensor]:
         """What the timestep adds behind every residual block's first convolution, joined with that one's bias: C."""

@@ -51,7 +51,7 @@ class Residual:
         return self.bias1 + self.time(embedding)[0]
 
     def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """The output, and the second convolution's, which is the tapped map."""
+        """R,C,H,W and the C' of `time_bias` to the output, R,C',H,W, and the second convolution's, the tapped map."""
         y = F.silu(self.norm1(x), inplace=True)
         y = self.conv1(y, bias=bias)
         y = self.conv2(F.silu(self.norm2(y), inplace=True))
@@ -75,6 +75,7 @@ class Attention:
         return cls(_linear(m.to_q), _linear(m.to_k), _linear(m.to_v), _linear(m.to_out[0]), m.heads)
 
     def keys_values(self, x: Tensor) -> KeysValues:
+        """Of R,M,width or, of one text, M,width."""
         return self.key(x), self.value(x)
 
     def __call__(self, x: Tensor, keys_values: KeysValues) -> Tensor:
@@ -123,6 +124,7 @@ class TransformerBlock:
         return (self.attention1, self.attention2) if self.only_text else (self.attention2,)
 
     def __call__(self, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        """R,N,C to R,N,C; `text` gives keys and values for each attention to the text in turn."""
         x = self.norm1(tokens)
         own = next(text) if self.only_text else self.attention1.keys_values(x)
         tokens = self.attention1(x, own).add_(tokens)
@@ -146,6 +148,7 @@ class Transformer:
         return cls(_group_norm(m.norm), _linear(m.proj_in), blocks, _linear(m.proj_out))
 
     def __call__(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
+        """R,C,H,W to R,C,H,W."""
         return self.rest(x, self.first(x, text), text)
 
     def first(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:

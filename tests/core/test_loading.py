@@ -274,6 +274,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "blocks of the kind AttnDownBlock2D",
         "sd2-community",
     ),
+    "other text norm": (
+        _unet_config(cross_attention_norm="layer_norm"),
+        "cross_attention_norm",
+        "sd2-community",
+    ),
     "other activation": (_unet_config(act_fn="gelu"), "act_fn 'gelu', not 'silu'", "sd2-community"),
     "other text width": (
         _unet_config(cross_attention_dim=48),

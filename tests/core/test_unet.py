@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffcli.core.backbone import DiffusionBackbone
 from diffcli.core.features import FeatureTaps
 from diffcli.core.unet import COMPILED_SIZES, FrozenUNet, feature_layers
 from diffcli.errors import BackboneError
@@ -128,8 +130,25 @@ def test_timesteps_and_prompts_are_computed_once(usual: UNet2DConditionModel) ->
     assert everything - nothing_new == (new_timestep - nothing_new) + (new_prompt - nothing_new) > 0
     assert flop(10, ["a street", ""]) == flop(20, ["a street", "a street"]) == nothing_new > 0
     assert calls() == [2]
-    network.reset()
+    network.forget()
     assert flop(10, ["", ""]) == everything
+
+
+def test_a_backbone_that_moves_takes_its_network_along(backbone: DiffusionBackbone) -> None:
+    own = DiffusionBackbone(
+        vae=deepcopy(backbone.vae),
+        unet=deepcopy(backbone.unet),
+        alphas_cumprod=backbone.alphas_cumprod,
+        prediction_type="epsilon",
+        prompt_embeddings=backbone.prompt_embeddings,
+    )
+    latents = torch.randn(1, 4, 8, 8)
+    layers = feature_layers(own.unet, stages=(1,), kinds="all")
+    own.evaluate(latents, 10, [""], layers=layers)
+    own.to(torch.device("meta"))
+    eps, maps = own.evaluate(latents.to("meta"), 10, [""], layers=layers)
+    assert eps is not None
+    assert {x.device.type for x in (eps, *maps.values())} == {"meta"}
 
 
 def test_half_precision_is_kept(usual: UNet2DConditionModel) -> None:
