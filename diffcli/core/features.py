@@ -50,7 +50,7 @@ def layer_channels(unet: UNet2DConditionModel, layer: FeatureLayer) -> int:
 
 @dataclass
 class FeatureTaps:
-    """Context manager of forward hooks: after a call of the library's own forward, `maps` holds R,C,H,W of each layer."""
+    """Context manager of forward hooks: after the library's own forward, `maps` holds R,C,H,W of every tapped layer."""
 
     unet: UNet2DConditionModel
     layers: Sequence[FeatureLayer]
