@@ -2,13 +2,13 @@
 
 import sys
 
-from diffcli.classic import hand_over
+from diffcli.cli.classic import hand_over
 
 
 def main() -> None:
     """Run the classic diff or a command of ours; ends the process with its exit code."""
     hand_over(sys.argv[1:])
-    from diffcli.cli import main as run
+    from diffcli.cli.main import main as run
 
     run()
 

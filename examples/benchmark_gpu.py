@@ -64,9 +64,9 @@ def records(
     device: str, repeats: int, work: str, size: str, *, batch_sizes: str, toy: bool, compiled: bool
 ) -> list[dict[str, Any]]:
     """What `diff bench --json` says of diffcli's own rows; those of the baseline are measured beside them."""
-    from diffcli.benchmark import measure_all
+    from diffcli.bench.cases import measure_all
     from diffcli.commands import bench
-    from diffcli.config_file import override
+    from diffcli.config.file import override
 
     architecture = "tiny" if toy else "sd21"
     plan = bench.parse_plan(

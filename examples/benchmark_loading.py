@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig, Size
+from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig, Size
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
+from diffcli.data.domains import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID, LABEL_IDS
 from diffcli.data.miniworld import render
 from diffcli.data.statistics import class_statistics
-from diffcli.domains import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID, LABEL_IDS
 
 SIZE = Size(1914, 1052)
 PAIRS = 12

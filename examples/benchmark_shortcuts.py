@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffcli.commands.bench import default_config
-from diffcli.config import InversionConfig, ModelConfig
+from diffcli.config.settings import InversionConfig, ModelConfig
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.ipkl import extract_pair
 from diffcli.core.model import SegmentationModel, build_model

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli import console
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.domains import IGNORE_ID
+from diffcli.data.domains import IGNORE_ID
 from diffcli.errors import DiffError
-from diffcli.inference import network_image, open_run, wanted_domains
-from diffcli.prediction import Predictor
-from diffcli.runs import RUNS, find_run
-from diffcli.sources import Job, Read
+from diffcli.prediction.inference import network_image, open_run, wanted_domains
+from diffcli.prediction.inputs import Job, Read
+from diffcli.prediction.segmenter import Predictor
+from diffcli.runs.folder import RUNS, find_run
+from diffcli.runtime import console
 
 Counts = NDArray[np.int64]
 SHIFT = 14

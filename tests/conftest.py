@@ -1,4 +1,4 @@
-"""What every test shares: the command line as a real process, and one compute thread."""
+"""What every test shares: the command line as a real process, one compute thread, and the fixtures of tests/fixtures."""
 
 import os
 import subprocess
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
 
 CLI = Callable[..., "subprocess.CompletedProcess[str]"]
 

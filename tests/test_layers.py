@@ -19,38 +19,45 @@ FORBIDDEN: dict[str, set[str]] = {
         "accelerate",
         "diffcli.data",
         "diffcli.commands",
-        "diffcli.cli",
-        "diffcli.console",
+        "diffcli.cli.main",
+        "diffcli.runtime.console",
     },
     "data": {
         *TERMINAL,
         *("diffusers", "transformers", "accelerate"),
-        *("diffcli.core", "diffcli.commands", "diffcli.cli", "diffcli.console"),
+        *("diffcli.core", "diffcli.commands", "diffcli.cli.main", "diffcli.runtime.console"),
     },
-    "commands": {"typer", "diffcli.cli", "diffcli.commands"},
+    "commands": {"typer", "diffcli.cli.main", "diffcli.commands"},
     **{
-        name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
+        name: {*TERMINAL, "diffcli.cli.main", "diffcli.commands"}
         for name in (
             *("evaluation", "inference", "html_report", "score_report"),
             *("any_image", "feature_backbone"),
         )
     },
-    "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
-    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
+    "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli.main", "diffcli.commands"},
+    "prediction": {*TERMINAL, "diffcli.cli.main", "diffcli.commands"},
     **{
         name: {
             *TERMINAL,
-            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
-            "diffcli.console",
+            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli.main", "diffcli.commands"),
+            "diffcli.runtime.console",
         }
         for name in ("sources", "outputs", "coco", "writing", "video")
     },
     "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
     "exported": {
         *TERMINAL,
-        *("torch", "diffusers", "transformers", "diffcli.cli", "diffcli.commands", "diffcli.console"),
+        *(
+            "torch",
+            "diffusers",
+            "transformers",
+            "diffcli.cli.main",
+            "diffcli.commands",
+            "diffcli.runtime.console",
+        ),
     },
-    "network_export": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
+    "network_export": {*TERMINAL, "diffcli.cli.main", "diffcli.commands"},
     **{
         name: {
             *HEAVY,
@@ -58,8 +65,8 @@ FORBIDDEN: dict[str, set[str]] = {
             "diffcli.core",
             "diffcli.data",
             "diffcli.commands",
-            "diffcli.cli",
-            "diffcli.console",
+            "diffcli.cli.main",
+            "diffcli.runtime.console",
         }
         for name in (
             *("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights"),
@@ -69,9 +76,9 @@ FORBIDDEN: dict[str, set[str]] = {
     "distributed": {
         *HEAVY,
         *TERMINAL,
-        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli", "diffcli.console"),
+        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli.main", "diffcli.runtime.console"),
     },
-    "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
+    "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli.main"},
     "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
     "__main__": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
     "__init__": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
@@ -115,7 +122,7 @@ def is_within(name: str, forbidden: str) -> bool:
 def test_imports_point_one_way(path: Path) -> None:
     part = path.relative_to(PACKAGE).with_suffix("").parts[0]
     found = imports(path, top_only=part in AT_TOP_ONLY)
-    allowed = "diffcli.classic" if part == "__main__" else ""
+    allowed = "diffcli.cli.classic" if part == "__main__" else ""
     bad = [
         f"{path.relative_to(PACKAGE)}:{line} imports {name}"
         for line, name in found

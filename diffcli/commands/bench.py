@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from diffcli import console
-from diffcli.benchmark import Case, Code, Measurement, Work, measure_all
-from diffcli.config import (
+from diffcli.bench.cases import Case, Code, Measurement, Work, measure_all
+from diffcli.bench.random_backbone import Architecture
+from diffcli.config.file import override
+from diffcli.config.settings import (
     EMBEDDED,
     SCHEDULES,
     BackboneConfig,
@@ -24,10 +25,9 @@ from diffcli.config import (
     RunConfig,
     Size,
 )
-from diffcli.config_file import override
-from diffcli.core.device import resolve_device, resolve_precision
-from diffcli.core.random_backbone import Architecture
 from diffcli.errors import ConfigError
+from diffcli.runtime import console
+from diffcli.runtime.device import resolve_device, resolve_precision
 
 OWN = "own"
 """The schedule of the settings, whatever it is."""

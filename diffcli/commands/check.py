@@ -9,11 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from diffcli import console
-from diffcli.config import DataConfig, DomainConfig, EvalConfig, InversionConfig, RunConfig, Size, TrainConfig
+from diffcli.backbone.locate import describe_source
+from diffcli.config.settings import (
+    DataConfig,
+    DomainConfig,
+    EvalConfig,
+    InversionConfig,
+    RunConfig,
+    Size,
+    TrainConfig,
+)
 from diffcli.data.dataset import open_domain
 from diffcli.errors import DiffError
-from diffcli.weights import describe_source
+from diffcli.runtime import console
 
 
 class Cost(NamedTuple):

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
 from diffcli.data.dataset import Domain, open_domain
+from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
-from diffcli.evaluation import Shown, evaluate_sample
-from diffcli.figures import Compared, compared_picture
+from diffcli.evaluation.scoring import Shown, evaluate_sample
 from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, open_run, wanted_domains
+from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
+from diffcli.runtime import console
 
 
 def run(

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import DEFAULT_BACKBONE, EMBEDDED
-from diffcli.runs import versions
-from diffcli.weights import cached_snapshot, embedded_folder
+from diffcli.backbone.locate import cached_snapshot, embedded_folder
+from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED
+from diffcli.runs.folder import versions
+from diffcli.runtime import console
 
 HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 """Diffusion models that people use by their hub id."""

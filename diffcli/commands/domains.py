@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
 from diffcli.data.roots import DATA_VARIABLE, Located, known_domains, locate
 from diffcli.errors import DataError
+from diffcli.runtime import console
 
 
 def run(*, root: Path | None = None, json: bool = False) -> None:

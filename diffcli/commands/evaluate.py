@@ -12,17 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from diffcli import __version__, console, distributed
-from diffcli.config import DomainConfig, EvalConfig
+from diffcli import __version__
+from diffcli.config.settings import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation import DomainScores, Shown, evaluate_domain, evaluate_sample
-from diffcli.files import write_text
-from diffcli.groups import score_all
-from diffcli.html_report import html_report
-from diffcli.inference import OpenRun, open_run, wanted_domains
-from diffcli.score_report import (
+from diffcli.evaluation.groups import score_all
+from diffcli.evaluation.html import html_report
+from diffcli.evaluation.report import (
     Table,
     group_means,
     markdown,
@@ -33,6 +30,10 @@ from diffcli.score_report import (
     summary_table,
     write_picture,
 )
+from diffcli.evaluation.scoring import DomainScores, Shown, evaluate_domain, evaluate_sample
+from diffcli.files import write_text
+from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
+from diffcli.runtime import console, distributed
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""

@@ -13,18 +13,17 @@ import torch
 from diffusers import DDIMScheduler
 from pydantic import TypeAdapter, ValidationError
 
-from diffcli import __version__, console
-from diffcli.config import EMBEDDED, BackboneConfig, PixelSize, Size, as_plain
-from diffcli.core import hub
-from diffcli.core.loading import open_source, quiet, resolve_prediction_type
-from diffcli.core.pipeline_folder import WEIGHT_STEMS, PipelineFolder
-from diffcli.core.single_file import PREFIXES, SingleFile
-from diffcli.core.unet_weights import check_unet_weights
-from diffcli.core.weight_files import read_header
+from diffcli import __version__
+from diffcli.backbone import hub
+from diffcli.backbone.loading import open_source, quiet, resolve_prediction_type
+from diffcli.backbone.pipeline_folder import WEIGHT_STEMS, PipelineFolder
+from diffcli.backbone.single_file import PREFIXES, SingleFile
+from diffcli.backbone.unet_weights import check_unet_weights
+from diffcli.backbone.weight_files import read_header
+from diffcli.config.settings import EMBEDDED, BackboneConfig, PixelSize, Size, as_plain
+from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DiffError
-from diffcli.exported import Kind
-from diffcli.inference import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, OpenRun, open_run
-from diffcli.network_export import (
+from diffcli.export.networks import (
     AGREEMENT,
     check_networks,
     export_size,
@@ -33,7 +32,16 @@ from diffcli.network_export import (
     networks_readme,
     write_networks,
 )
-from diffcli.pictures import class_palette
+from diffcli.export.runner import Kind
+from diffcli.prediction.inference import (
+    EXPORT_BACKBONE,
+    EXPORT_CONFIG,
+    EXPORT_FACTS,
+    EXPORT_WEIGHTS,
+    OpenRun,
+    open_run,
+)
+from diffcli.runtime import console
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 

@@ -4,21 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.config_file import dump_config, load_config
-from diffcli.core.checkpoint import load_state, save_checkpoint
+from diffcli.config.file import dump_config, load_config
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.core.published import (
+from diffcli.errors import CheckpointError
+from diffcli.files import write_text
+from diffcli.runs.checkpoint import load_state, save_checkpoint
+from diffcli.runs.folder import BEST, CONFIG, LAST, REPORT, VERSIONS, versions
+from diffcli.runs.published import (
     PublishedDecoder,
     check_inputs,
     convert_state,
     infer_decoder,
     read_published,
 )
-from diffcli.errors import CheckpointError
-from diffcli.files import write_text
-from diffcli.runs import BEST, CONFIG, LAST, REPORT, VERSIONS, versions
+from diffcli.runtime import console
 
 
 def run(checkpoint: Path, *, output: Path, config: Path | RunConfig | None = None) -> Path:

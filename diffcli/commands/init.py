@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from diffcli import console
-from diffcli.config_file import commented_yaml
+from diffcli.config.file import commented_yaml
 from diffcli.errors import DiffError
 from diffcli.files import write_text
+from diffcli.runtime import console
 
 
 def run(file: Path, *, force: bool = False) -> None:

@@ -12,15 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import DomainConfig, ModelConfig, RunConfig
-from diffcli.contact_sheet import Panel, inspection_picture
+from diffcli.config.settings import DomainConfig, ModelConfig, RunConfig
 from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
+from diffcli.data.domains import DOMAINS
 from diffcli.data.labels import OutsideMapping
 from diffcli.data.survey import Survey, survey
-from diffcli.domains import DOMAINS
+from diffcli.drawing.contact_sheet import Panel, inspection_picture
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.files import write_atomically
+from diffcli.runtime import console
 
 PANELS = 12
 """Samples on the contact sheet."""

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli import console, distributed
-from diffcli.config import EvalConfig, Size
+from diffcli.config.settings import EvalConfig, Size
+from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError
-from diffcli.outputs import Outputs, choose_outputs
-from diffcli.pictures import class_palette
-from diffcli.segmenting import Outcome, first_line, merged, segment_files
-from diffcli.sources import Job, Reader, plan, refuse_collisions
-from diffcli.writing import Manifest
+from diffcli.prediction.files import Outcome, first_line, merged, segment_files
+from diffcli.prediction.inputs import Job, Reader, plan, refuse_collisions
+from diffcli.prediction.outputs import Outputs, choose_outputs
+from diffcli.prediction.writers import Manifest
+from diffcli.runtime import console, distributed
 
 
 def run(
@@ -58,10 +58,10 @@ def run(
     jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
 
-    from diffcli.inference import (
+    from diffcli.prediction.inference import (
         open_run,  # seconds: after what can be wrong at once, and not for exported networks
     )
-    from diffcli.prediction import Predictor
+    from diffcli.prediction.segmenter import Predictor
 
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval
@@ -139,7 +139,7 @@ def run_exported(
         DataError: see `run`.
         DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
     """
-    from diffcli.exported import ExportedPredictor, open_exported
+    from diffcli.export.runner import ExportedPredictor, open_exported
 
     if refused:
         raise ConfigError(

@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
-from diffcli import console
 from diffcli.errors import DiffError
-from diffcli.inference import OpenRun, open_run
-from diffcli.model_card import write_card
-from diffcli.model_hub import PREFIX, check_access, parse_repo, publish
-from diffcli.runs import REPORT
+from diffcli.prediction.inference import OpenRun, open_run
+from diffcli.runs.folder import REPORT
+from diffcli.runs.hub import PREFIX, check_access, parse_repo, publish
+from diffcli.runs.model_card import write_card
+from diffcli.runtime import console
 
 
 class Export(Protocol):

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffcli import console
-from diffcli.config import DomainConfig
+from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import Domain, Sample, open_domain
-from diffcli.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
+from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
+from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
-from diffcli.evaluation import segment_domain
+from diffcli.evaluation.scoring import segment_domain
 from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, open_run
-from diffcli.pictures import Pixels
+from diffcli.prediction.inference import OpenRun, open_run
+from diffcli.runtime import console
 
 
 @dataclass(frozen=True)

@@ -22,27 +22,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from diffcli import console, distributed, evaluation, score_report
-from diffcli.config import LossConfig, RunConfig, TrainConfig
-from diffcli.config_file import dump_config
-from diffcli.core.batchnorm import synchronise_batchnorm
-from diffcli.core.checkpoint import save_checkpoint
-from diffcli.core.device import resolve_device, resolve_precision
+from diffcli.config.file import dump_config
+from diffcli.config.settings import LossConfig, RunConfig, TrainConfig
 from diffcli.core.inversion import noise_seed
 from diffcli.core.ipkl import IPKLFeatures, IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
-from diffcli.core.optim import parameter_groups, set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
+from diffcli.data.domains import IGNORE_ID
 from diffcli.data.statistics import ClassStatistics, class_statistics, class_weights
-from diffcli.domains import IGNORE_ID
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
-from diffcli.evaluation import DomainScores
+from diffcli.evaluation import report as score_report
+from diffcli.evaluation import scoring as evaluation
+from diffcli.evaluation.groups import score_all
+from diffcli.evaluation.scoring import DomainScores
 from diffcli.files import write_atomically, write_text
-from diffcli.groups import score_all
-from diffcli.inference import compile_unet
-from diffcli.interrupts import Stop, graceful_stop
-from diffcli.runs import (
+from diffcli.prediction.inference import compile_unet
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import (
     BEST,
     CONFIG,
     LAST,
@@ -55,6 +52,11 @@ from diffcli.runs import (
     find_unfinished,
     versions,
 )
+from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_device, resolve_precision
+from diffcli.runtime.signals import Stop, graceful_stop
+from diffcli.training.batchnorm import synchronise_batchnorm
+from diffcli.training.optimizer import parameter_groups, set_learning_rate
 
 
 def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.config import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
+from diffcli.config.settings import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
 
 if TYPE_CHECKING:  # this half needs no diffusion model
     from diffcli.core.features import StepMaps

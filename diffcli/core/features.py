@@ -14,10 +14,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffcli.config import InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.unet import FeatureKinds, FeatureLayer, Maps, feature_layers
+from diffcli.config.settings import InversionConfig
 from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
-from diffcli.core.unet import FeatureKinds, FeatureLayer, Maps, feature_layers
 
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""

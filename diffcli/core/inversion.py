@@ -11,8 +11,8 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from diffcli.config import CustomSchedule, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.config.settings import CustomSchedule, InversionConfig
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """(index of the image in the batch, shape) -> float32 Gaussian; each image has a sequence of its own."""

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.config import EvalConfig, ModelConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
-from diffcli.core.loading import load_backbone
-from diffcli.domains import IGNORE_ID
+from diffcli.data.domains import IGNORE_ID
 
 Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,8 +12,18 @@ from typing import Literal, TypedDict
 import cv2
 import numpy as np
 
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
+from diffcli.data.domains import (
+    CITYSCAPES_CLASSES,
+    DOMAINS,
+    IGNORE_ID,
+    MINIWORLD_SOURCE,
+    DomainSpec,
+    LabelEncoding,
+    LabelFiles,
+    Layout,
+)
 from diffcli.data.images import Image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
 from diffcli.data.listing import Missing, Pair, Place, find_pairs, find_place
@@ -29,16 +39,6 @@ from diffcli.data.roots import (
 )
 from diffcli.data.statistics import ClassStatistics, RareClasses, rare_classes
 from diffcli.data.transforms import IMAGE_PADDING, draw_crop, flip_horizontally, pad, photometric_distortion
-from diffcli.domains import (
-    CITYSCAPES_CLASSES,
-    DOMAINS,
-    IGNORE_ID,
-    MINIWORLD_SOURCE,
-    DomainSpec,
-    LabelEncoding,
-    LabelFiles,
-    Layout,
-)
 from diffcli.errors import ConfigError, DataError
 
 __all__ = [

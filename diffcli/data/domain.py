@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcli.config import Size
+from diffcli.config.settings import Size
+from diffcli.data.domains import IGNORE_ID, TRAIN_IDS
 from diffcli.data.images import Image, read_image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
 from diffcli.data.listing import Missing
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image, resize_label
-from diffcli.domains import IGNORE_ID, TRAIN_IDS
 from diffcli.errors import DataError
 
 

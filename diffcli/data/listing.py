@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from diffcli.domains import SPLITS, LabelFiles, Layout
+from diffcli.data.domains import SPLITS, LabelFiles, Layout
 from diffcli.errors import DataError
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffcli.config import DomainConfig
-from diffcli.data.listing import find_pairs, find_place
-from diffcli.domains import (
+from diffcli.config.settings import DomainConfig
+from diffcli.data.domains import (
     DOMAINS,
     SPLITS,
     DomainSpec,
@@ -17,6 +16,7 @@ from diffcli.domains import (
     LabelFiles,
     vistas_train_id,
 )
+from diffcli.data.listing import find_pairs, find_place
 from diffcli.errors import ConfigError, DataError
 
 DATA_VARIABLE = "DIFFCLI_DATA"

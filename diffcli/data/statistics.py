@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli.config import RareClassConfig
+from diffcli.config.settings import RareClassConfig
 from diffcli.data.domain import Domain
 from diffcli.data.labels import Label
 from diffcli.data.transforms import class_counts

@@ -25,11 +25,11 @@ from pathlib import Path
 from cells import DECIDING, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
 from results import write_results
 
-from diffcli import console
-from diffcli.config_file import dump_config
+from diffcli.config.file import dump_config
 from diffcli.errors import ConfigError, DiffError
 from diffcli.files import write_text
-from diffcli.runs import CONFIG, RESUME
+from diffcli.runs.folder import CONFIG, RESUME
+from diffcli.runtime import console
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

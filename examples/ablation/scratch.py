@@ -13,19 +13,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffcli import console, evaluation, score_report
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.config_file import dump_config
-from diffcli.core.device import resolve_device
+from diffcli.config.file import dump_config
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.ipkl import segmentation_loss
 from diffcli.core.model import SegmentationModel, pad_to_multiple, to_model_range
-from diffcli.core.optim import set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
 from diffcli.data.statistics import class_statistics, class_weights
 from diffcli.errors import TrainingError
+from diffcli.evaluation import report as score_report
+from diffcli.evaluation import scoring as evaluation
 from diffcli.files import write_atomically, write_text
-from diffcli.runs import CONFIG, METRICS, PICTURE, REPORT, RESUME
+from diffcli.runs.folder import CONFIG, METRICS, PICTURE, REPORT, RESUME
+from diffcli.runtime import console
+from diffcli.runtime.device import resolve_device
+from diffcli.training.optimizer import set_learning_rate
 
 WEIGHTS = "network.safetensors"
 LEVELS = (1, 2, 4, 8, 8)

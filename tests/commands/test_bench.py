@@ -10,11 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffcli.benchmark import Case, measure_here
-from diffcli.cli import app
+from diffcli.bench.cases import Case, measure_here
+from diffcli.cli.main import app
 from diffcli.commands import bench
-from diffcli.config import ModelConfig
-from diffcli.config_file import override
+from diffcli.config.file import override
+from diffcli.config.settings import ModelConfig
 from diffcli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent

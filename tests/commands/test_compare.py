@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import inference
 from diffcli.commands import compare
-from diffcli.core.checkpoint import load_model, save_checkpoint
 from diffcli.core.model import SegmentationModel, build_model
+from diffcli.drawing.figures import PANEL_WIDTH, Compared, compared_picture
+from diffcli.drawing.pictures import GAP
 from diffcli.errors import ConfigError
-from diffcli.figures import PANEL_WIDTH, Compared, compared_picture
-from diffcli.pictures import GAP
-from diffcli.runs import LAST
+from diffcli.prediction import inference
+from diffcli.runs.checkpoint import load_model, save_checkpoint
+from diffcli.runs.folder import LAST
 
 
 @pytest.fixture(scope="module")

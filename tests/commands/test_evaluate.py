@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import inference
 from diffcli.commands import evaluate
-from diffcli.config import RunConfig
-from diffcli.core.checkpoint import save_checkpoint
+from diffcli.config.settings import RunConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.domains import CITYSCAPES_CLASSES
+from diffcli.data.domains import CITYSCAPES_CLASSES
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
-from diffcli.runs import LAST
+from diffcli.prediction import inference
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import LAST
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors import safe_open
 
 import diffcli
+from diffcli.backbone import single_file
+from diffcli.backbone.loading import quiet
 from diffcli.commands import export
-from diffcli.config import RunConfig
-from diffcli.config_file import dump_config
-from diffcli.core import single_file
-from diffcli.core.checkpoint import read_checkpoint, save_checkpoint
-from diffcli.core.loading import quiet
+from diffcli.config.file import dump_config
+from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
-from diffcli.inference import open_run
-from tests.sd_layouts import shrink_layouts, write_pipeline, write_single_file
+from diffcli.prediction.inference import open_run
+from diffcli.runs.checkpoint import read_checkpoint, save_checkpoint
+from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 
 @pytest.fixture

@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 
 from diffcli.commands import export, predict
-from diffcli.config import RunConfig, Size
-from diffcli.config_file import dump_config
-from diffcli.core.checkpoint import save_checkpoint
+from diffcli.config.file import dump_config
+from diffcli.config.settings import RunConfig, Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import build_model
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
-from diffcli.exported import open_exported, to_model_range
-from diffcli.inference import load, segment_images
-from diffcli.network_export import check_networks
-from diffcli.runs import CONFIG, LAST
+from diffcli.export.networks import check_networks
+from diffcli.export.runner import open_exported, to_model_range
+from diffcli.prediction.inference import load, segment_images
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import CONFIG, LAST
 
 SIZE = Size(128, 64)
 TWO_ROWS = {

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
-from diffcli.config import EvalConfig, InversionConfig, RunConfig, TrainConfig
-from diffcli.config_file import load_config, override
+from diffcli.config.file import load_config, override
+from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
 from diffcli.errors import BackboneError
 
 SMALL = """
@@ -158,15 +158,15 @@ def test_doctor_reports_and_advises(cli: Any) -> None:
 
 
 def test_the_embedded_model_is_looked_for_where_it_is_loaded_from() -> None:
-    from diffcli import weights
-    from diffcli.core import loading
+    from diffcli.backbone import loading
+    from diffcli.backbone import locate as weights
 
     assert weights.EMBEDDED_FOLDER == loading.EMBEDDED_FOLDER
 
 
 def test_an_incomplete_installation_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from diffcli import weights
-    from diffcli.config import BackboneConfig
+    from diffcli.backbone import locate as weights
+    from diffcli.config.settings import BackboneConfig
 
     (tmp_path / "model_index.json").touch()
     monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path)

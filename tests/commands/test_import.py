@@ -12,15 +12,15 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diffcli.commands import import_checkpoint
-from diffcli.config import ModelConfig
-from diffcli.config_file import load_config
-from diffcli.core.checkpoint import read_checkpoint
-from diffcli.core.published import convert_state
+from diffcli.config.file import load_config
+from diffcli.config.settings import ModelConfig
 from diffcli.errors import CheckpointError
-from diffcli.inference import load as load_run
-from diffcli.runs import find_run
+from diffcli.prediction.inference import load as load_run
+from diffcli.runs.checkpoint import read_checkpoint
+from diffcli.runs.folder import find_run
+from diffcli.runs.published import convert_state
 
-DATA = Path(__file__).parents[1] / "parity_data"
+DATA = Path(__file__).parents[1] / "parity" / "data"
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import classic
+from diffcli.cli import classic
 from diffcli.commands import inspect_data
-from diffcli.config import DomainConfig, Size
+from diffcli.config.settings import DomainConfig, Size
 from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics, kept_statistics
 from diffcli.data.survey import image_size, survey

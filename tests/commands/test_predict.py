@@ -9,18 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli import inference
 from diffcli.commands import predict
-from diffcli.config import EvalConfig
+from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel, segment, to_model_range
-from diffcli.domains import CITYSCAPES_PALETTE
+from diffcli.data.domains import CITYSCAPES_PALETTE
+from diffcli.drawing.figures import score_colors, score_picture
+from diffcli.drawing.pictures import TEXT_HEIGHT
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.figures import score_colors, score_picture
-from diffcli.outputs import Planes
-from diffcli.pictures import TEXT_HEIGHT
-from diffcli.prediction import Predictor
-from diffcli.sources import Job, Read
-from diffcli.writing import MANIFEST
+from diffcli.prediction import inference
+from diffcli.prediction.inputs import Job, Read
+from diffcli.prediction.outputs import Planes
+from diffcli.prediction.segmenter import Predictor
+from diffcli.prediction.writers import MANIFEST
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli import inference
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
-from diffcli.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
+from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.outputs import Outputs
-from diffcli.sources import plan
-from diffcli.writing import MANIFEST
+from diffcli.prediction import inference
+from diffcli.prediction.inputs import plan
+from diffcli.prediction.outputs import Outputs
+from diffcli.prediction.writers import MANIFEST
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_videos_without_frames_cost_only_themselves(tmp_path: Path, tiny_run: Pa
     assert written(tmp_path / "out") == ["whole_segmented.mp4"]
     assert [line["status"] for line in lines(tmp_path / "out")] == ["failed"] * 3 + ["done"]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom diffcli.video import count_frames\n"
+        "import sys\nfrom pathlib import Path\nfrom diffcli.prediction.video import count_frames\n"
         "print([count_frames(Path(path)) for path in sys.argv[1:]], 'torch' in sys.modules)"
     )
     told = subprocess.run(

@@ -18,13 +18,13 @@ from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, Revisio
 from PIL import Image
 
 import diffcli
-from diffcli import model_hub
 from diffcli.commands import export, push
-from diffcli.config import EMBEDDED, RunConfig
+from diffcli.config.settings import EMBEDDED, RunConfig
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.inference import open_run
-from diffcli.model_card import licence_of
-from diffcli.model_hub import parse_repo
+from diffcli.prediction.inference import open_run
+from diffcli.runs import hub as model_hub
+from diffcli.runs.hub import parse_repo
+from diffcli.runs.model_card import licence_of
 
 REPORT = {
     "domains": [

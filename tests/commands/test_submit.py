@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import inference
 from diffcli.commands import submit
-from diffcli.config import DomainConfig
+from diffcli.config.settings import DomainConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
-from diffcli.domains import CITYSCAPES_ID_OF_TRAIN_ID
+from diffcli.data.domains import CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.errors import ConfigError, DataError
-from diffcli.evaluation import segment_domain
+from diffcli.evaluation.scoring import segment_domain
+from diffcli.prediction import inference
 
 SIZE = (48, 96)
 

@@ -13,13 +13,13 @@ from PIL import Image
 from safetensors import safe_open
 
 from diffcli.commands import train
-from diffcli.config import RunConfig
-from diffcli.core.checkpoint import load_model
+from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
-from diffcli.interrupts import Stop
-from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runs.checkpoint import load_model
+from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runtime.signals import Stop
 
-TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
+TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 
 
 @pytest.fixture(autouse=True)

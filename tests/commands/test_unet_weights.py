@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffcli
+from diffcli.backbone import single_file
+from diffcli.backbone.loading import quiet
 from diffcli.commands import export
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.core import single_file
-from diffcli.core.checkpoint import save_checkpoint
-from diffcli.core.loading import quiet
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.model import build_model
-from tests.sd_layouts import shrink_layouts, write_pipeline, write_single_file
+from diffcli.runs.checkpoint import save_checkpoint
+from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 

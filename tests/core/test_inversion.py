@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import SCHEDULES, BackboneConfig, CustomSchedule, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.backbone.unet import FrozenUNet, Maps
+from diffcli.config.settings import SCHEDULES, BackboneConfig, CustomSchedule, InversionConfig
 from diffcli.core.inversion import (
     InversionSchedule,
     PromptGroups,
@@ -29,8 +31,6 @@ from diffcli.core.inversion import (
     seeded_noise,
     step_coefficients,
 )
-from diffcli.core.loading import load_backbone
-from diffcli.core.unet import FrozenUNet, Maps
 
 Extract = Callable[..., list[Tensor]]
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

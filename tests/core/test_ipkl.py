@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import LossConfig
+from diffcli.config.settings import LossConfig
 from diffcli.core.ipkl import (
     PairedDecoder,
     ce_consistency,

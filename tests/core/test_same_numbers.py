@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.config import CustomSchedule, InversionConfig, ModelConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.config.settings import CustomSchedule, InversionConfig, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor, StepMaps
 from diffcli.core.inversion import seeded_noise

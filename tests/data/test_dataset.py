@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import diffcli.data.dataset as dataset_module
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import Domain, TrainingSet, expand_domains, known_domains, locate, open_domain
 from diffcli.data.images import read_image
@@ -325,7 +325,7 @@ def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> No
     script = tmp_path / "load.py"
     script.write_text(
         "import cv2, numpy as np\n"
-        "from diffcli.config import AugmentationConfig, DomainConfig\n"
+        "from diffcli.config.settings import AugmentationConfig, DomainConfig\n"
         "from diffcli.data.batches import training_batches\n"
         "from diffcli.data.dataset import TrainingSet, open_domain\n"
         "cv2.setNumThreads(4)\n"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli.config import AugmentationConfig, DomainConfig, Size
+from diffcli.config.settings import AugmentationConfig, DomainConfig, Size
 from diffcli.data.dataset import TrainingSet, open_domain
+from diffcli.data.domains import LABEL_IDS
 from diffcli.data.transforms import (
     draw_crop,
     flip_horizontally,
@@ -16,7 +17,6 @@ from diffcli.data.transforms import (
     resize_image,
     resize_label,
 )
-from diffcli.domains import LABEL_IDS
 
 SIZE = (64, 128)
 """Widths are multiples of 64, as the recipe's are: OpenCV rounds the rest of a row's last vector otherwise (by 1)."""

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli.data.labels import LabelReader, read_pixels, train_ids_by_name
-from diffcli.domains import (
+from diffcli.data.domains import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_ID_OF_TRAIN_ID,
     INSTANCE_IDS,
@@ -19,6 +18,7 @@ from diffcli.domains import (
     TRAIN_IDS,
     LabelEncoding,
 )
+from diffcli.data.labels import LabelReader, read_pixels, train_ids_by_name
 from diffcli.errors import DataError
 
 Save = Callable[..., Path]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli.config import DomainConfig
+from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import open_domain
-from diffcli.domains import (
+from diffcli.data.domains import (
     CITYSCAPES_CLASSES,
     CLASS_SUBSETS,
     DOMAINS,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcli.config import DomainConfig
+from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import open_domain
 from diffcli.errors import DataError
 

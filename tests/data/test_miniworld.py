@@ -17,8 +17,8 @@ from diffcli.data.miniworld import (
     render_random,
     write_cityscapes,
 )
-from diffcli.data.scene import FAR, ROAD, SKY
-from diffcli.data.street import draw_scene
+from diffcli.data.miniworld.scene import FAR, ROAD, SKY
+from diffcli.data.miniworld.street import draw_scene
 
 SMALL = (64, 128)
 

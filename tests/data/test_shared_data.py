@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.config import DomainConfig
+from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import open_domain
-from diffcli.domains import CAMVID_11
+from diffcli.data.domains import CAMVID_11
 
 DATA = Path(__file__).parents[3] / "shared/data"
 LAYOUTS = DATA / "layout_samples"

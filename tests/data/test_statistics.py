@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.config import DomainConfig, RareClassConfig
+from diffcli.config.settings import DomainConfig, RareClassConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.statistics import (
     ClassStatistics,
@@ -20,7 +20,7 @@ from diffcli.data.statistics import (
 )
 from diffcli.errors import DataError
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "parity_data/rcs.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent / "parity/data/rcs.json").read_text())
 OwnFolder = Callable[[dict[str, object]], Path]
 
 

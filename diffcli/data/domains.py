@@ -1,0 +1,461 @@
+"""What is known about each domain: class names, colours, file patterns, label encodings. Data, no behaviour.
+
+To add a domain, write one `DomainSpec` and put it into `DOMAINS`. Train ids in this file are positions in
+`CITYSCAPES_CLASSES`; a model with another class list finds its classes by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diffcli.data.vistas import VISTAS_1_2, VISTAS_2_0, VISTAS_TO_CITYSCAPES
+
+CITYSCAPES_CLASSES: tuple[str, ...] = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+
+CITYSCAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (102, 102, 156),
+    (190, 153, 153),
+    (153, 153, 153),
+    (250, 170, 30),
+    (220, 220, 0),
+    (107, 142, 35),
+    (152, 251, 152),
+    (70, 130, 180),
+    (220, 20, 60),
+    (255, 0, 0),
+    (0, 0, 142),
+    (0, 0, 70),
+    (0, 60, 100),
+    (0, 80, 100),
+    (0, 0, 230),
+    (119, 11, 32),
+)
+
+CLASS_PROMPTS: Mapping[int, str] = {
+    0: "a street scene with a wide asphalt road and lane markings",
+    1: "a street scene with a paved sidewalk beside the road",
+    2: "a street scene lined with tall buildings",
+    3: "a street scene with a long wall standing on its own",
+    4: "a street scene with a fence along the roadside",
+    5: "a street scene with thin upright poles",
+    6: "a street scene with traffic lights above a crossing",
+    7: "a street scene with traffic signs on posts",
+    8: "a street scene with trees and bushes",
+    9: "a street scene with grass and bare soil beside the road",
+    10: "a street scene under an open sky",
+    11: "a street scene with people walking",
+    12: "a street scene with a person riding a bicycle or a motorcycle",
+    13: "a street scene with parked and driving cars",
+    14: "a street scene with a truck carrying goods",
+    15: "a street scene with a bus full of passengers",
+    16: "a street scene with a train or a tram on rails",
+    17: "a street scene with a motorcycle at the kerb",
+    18: "a street scene with bicycles leaning at the side",
+}
+"""Train id -> prompt of the conditional branch, for each of the 19 classes; `PROMPTED_CLASSES` act by default."""
+
+PROMPTED_CLASSES = (1, 3, 12, 14, 16)
+"""Train ids whose prompts act by default (method section 1.3)."""
+
+IGNORE_ID = 255
+"""Label value that no loss and no score counts."""
+
+CLASS_SUBSETS: Mapping[str, tuple[str, ...]] = {
+    "16 classes (SYNTHIA)": tuple(c for c in CITYSCAPES_CLASSES if c not in ("terrain", "truck", "train")),
+    "13 classes (SYNTHIA)": tuple(
+        c for c in CITYSCAPES_CLASSES if c not in ("wall", "fence", "pole", "terrain", "truck", "train")
+    ),
+}
+"""Classes over which models trained on SYNTHIA are averaged: terrain, truck and train do not occur in it."""
+
+SPLITS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+"""Our name of a split -> the folder names that stand for it."""
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelEncoding:
+    """How the pixels of a label file become train ids.
+
+    A file of one channel is read by `ids` (other values are errors; -1, 254 and 255 always ignore), a colour file by
+    `colors`. Values from `plain_below` on are divided by `divide` first: instance files hold id * divide + n.
+    """
+
+    ids: Mapping[int, int] = field(default_factory=dict)
+    colors: tuple[tuple[Color, int], ...] = ()
+    divide: int = 1
+    plain_below: int = 0
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """Where a layout keeps labels: `folder`/<key><suffix>.<any image format>.
+
+    `names_in` lists JSON files at the root that hold the class names in the order of their ids (config.json of
+    Mapillary Vistas); the first one found replaces the built-in table.
+    """
+
+    folder: str
+    encoding: LabelEncoding
+    suffix: str = ""
+    names_in: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a domain lies on disk: images are `images`/<key><image_suffix>.*, labels in order of preference.
+
+    "{split}" stands for the split's folder name; a layout without it has one undivided set, called train.
+    """
+
+    images: str
+    labels: tuple[LabelFiles, ...]
+    image_suffix: str = ""
+
+
+@dataclass(frozen=True)
+class DomainSpec:
+    """A domain: `layouts` on disk, or `members` that it joins, or the `rendered` appearance of the miniature world."""
+
+    name: str
+    title: str
+    layouts: tuple[Layout, ...] = ()
+    members: tuple[str, ...] = ()
+    rendered: str | None = None
+    source_only: bool = False
+    """Known as a training set: left out of `--domain all`."""
+    eval_split: str = "val"
+    """Split to evaluate on where YAML names none."""
+    labels_may_differ: bool = False
+    """Some label files are of another size than their image; they are resized to it."""
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder under DIFFCLI_DATA."""
+        return self.name.partition("/")[0]
+
+
+def vistas_train_id(name: str) -> int:
+    """Train id of a class of Mapillary Vistas, by its full name; 255 where Cityscapes has no such class."""
+    known = VISTAS_TO_CITYSCAPES.get(name)
+    return IGNORE_ID if known is None else CITYSCAPES_CLASSES.index(known)
+
+
+def _by_name(names: Mapping[str, str | None]) -> dict[str, int]:
+    """Source class -> Cityscapes class name (None ignores), as train ids."""
+    return {
+        name: IGNORE_ID if known is None else CITYSCAPES_CLASSES.index(known) for name, known in names.items()
+    }
+
+
+_LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+CITYSCAPES_ID_OF_TRAIN_ID: Mapping[int, int] = dict(enumerate(_LABEL_IDS))
+"""Train id -> Cityscapes label id, as the evaluation servers want it."""
+
+_VOID_COLORS: tuple[Color, ...] = (
+    (0, 0, 0),
+    (111, 74, 0),
+    (81, 0, 81),
+    (250, 170, 160),
+    (230, 150, 140),
+    (180, 165, 180),
+    (150, 100, 100),
+    (150, 120, 90),
+    (0, 0, 90),
+    (0, 0, 110),
+)
+TRAIN_IDS = LabelEncoding(
+    ids={i: i for i in range(19)},
+    colors=tuple((color, i) for i, color in enumerate(CITYSCAPES_PALETTE))
+    + tuple((color, IGNORE_ID) for color in _VOID_COLORS),
+)
+LABEL_IDS = LabelEncoding(ids={i: _LABEL_IDS.index(i) if i in _LABEL_IDS else IGNORE_ID for i in range(35)})
+"""Cityscapes' 34 label ids; 34 is GTA5's licence plate, -1 in Cityscapes."""
+GTA5_IDS = LabelEncoding(ids=LABEL_IDS.ids, colors=(*TRAIN_IDS.colors, ((20, 20, 20), IGNORE_ID)))
+"""GTA5's palette files hold label ids; copies that lost their palette hold its colours, those of Cityscapes."""
+INSTANCE_IDS = LabelEncoding(ids=LABEL_IDS.ids, divide=1000, plain_below=1000)
+KITTI_INSTANCES = LabelEncoding(ids=LABEL_IDS.ids, divide=256)
+
+_SYNTHIA_CLASSES: Mapping[str, str | None] = {
+    "void": None,
+    "sky": "sky",
+    "building": "building",
+    "road": "road",
+    "sidewalk": "sidewalk",
+    "fence": "fence",
+    "vegetation": "vegetation",
+    "pole": "pole",
+    "car": "car",
+    "traffic sign": "traffic sign",
+    "pedestrian": "person",
+    "bicycle": "bicycle",
+    "motorcycle": "motorcycle",
+    "parking slot": None,
+    "road work": None,
+    "traffic light": "traffic light",
+    "terrain": "terrain",
+    "rider": "rider",
+    "truck": "truck",
+    "bus": "bus",
+    "train": "train",
+    "wall": "wall",
+    "lane marking": None,
+}
+_SYNTHIA_TRAIN_IDS = _by_name(_SYNTHIA_CLASSES)
+_SYNTHIA_COLORS: tuple[tuple[str, Color], ...] = (
+    ("void", (0, 0, 0)),
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("road", (128, 64, 128)),
+    ("sidewalk", (0, 0, 192)),
+    ("fence", (64, 64, 128)),
+    ("vegetation", (128, 128, 0)),
+    ("pole", (192, 192, 128)),
+    ("car", (64, 0, 128)),
+    ("traffic sign", (192, 128, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicycle", (0, 128, 192)),
+    ("lane marking", (0, 172, 0)),
+    ("lane marking", (0, 175, 0)),
+    ("traffic light", (0, 128, 128)),
+)
+SYNTHIA = LabelEncoding(
+    ids=dict(enumerate(_SYNTHIA_TRAIN_IDS.values())),
+    colors=tuple((color, _SYNTHIA_TRAIN_IDS[name]) for name, color in _SYNTHIA_COLORS),
+)
+"""RAND-CITYSCAPES has the ids in the first channel of 16-bit files; the older sequences are colour-coded."""
+SYNTHIA_SF = LabelEncoding(
+    colors=(
+        *TRAIN_IDS.colors,
+        ((119, 11, 31), 18),
+        ((157, 234, 50), IGNORE_ID),
+        ((72, 0, 98), IGNORE_ID),
+        ((167, 106, 29), IGNORE_ID),
+    )
+)
+
+CAMVID_11 = LabelEncoding(ids=dict(enumerate((10, 2, 5, 0, 1, 8, 7, 4, 13, 11, IGNORE_ID, IGNORE_ID))))
+"""Sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist (rider with bicycle), void."""
+_CAMVID_32: tuple[tuple[str, Color, str | None], ...] = (
+    ("Animal", (64, 128, 64), None),
+    ("Archway", (192, 0, 128), None),
+    ("Bicyclist", (0, 128, 192), None),
+    ("Bridge", (0, 128, 64), None),
+    ("Building", (128, 0, 0), "building"),
+    ("Car", (64, 0, 128), "car"),
+    ("CartLuggagePram", (64, 0, 192), None),
+    ("Child", (192, 128, 64), "person"),
+    ("Column_Pole", (192, 192, 128), "pole"),
+    ("Fence", (64, 64, 128), "fence"),
+    ("LaneMkgsDriv", (128, 0, 192), "road"),
+    ("LaneMkgsNonDriv", (192, 0, 64), "road"),
+    ("Misc_Text", (128, 128, 64), None),
+    ("MotorcycleScooter", (192, 0, 192), "motorcycle"),
+    ("OtherMoving", (128, 64, 64), None),
+    ("ParkingBlock", (64, 192, 128), None),
+    ("Pedestrian", (64, 64, 0), "person"),
+    ("Road", (128, 64, 128), "road"),
+    ("RoadShoulder", (128, 128, 192), "road"),
+    ("Sidewalk", (0, 0, 192), "sidewalk"),
+    ("SignSymbol", (192, 128, 128), "traffic sign"),
+    ("Sky", (128, 128, 128), "sky"),
+    ("SUVPickupTruck", (64, 128, 192), "car"),
+    ("TrafficCone", (0, 0, 64), None),
+    ("TrafficLight", (0, 64, 64), "traffic light"),
+    ("Train", (192, 64, 128), "train"),
+    ("Tree", (128, 128, 0), "vegetation"),
+    ("Truck_Bus", (192, 128, 192), None),
+    ("Tunnel", (64, 0, 64), None),
+    ("VegetationMisc", (192, 192, 0), "vegetation"),
+    ("Void", (0, 0, 0), None),
+    ("Wall", (64, 192, 0), "wall"),
+)
+_CAMVID_TRAIN_IDS = _by_name({name: known for name, _, known in _CAMVID_32})
+CAMVID_32 = LabelEncoding(
+    ids=dict(enumerate(_CAMVID_TRAIN_IDS.values())),
+    colors=tuple((color, _CAMVID_TRAIN_IDS[name]) for name, color, _ in _CAMVID_32),
+)
+CAMVID_ANY = LabelEncoding(ids=CAMVID_11.ids, colors=CAMVID_32.colors)
+"""Folders named <split>annot hold the 11 ids in one channel, or the 32 colours."""
+
+
+VISTAS_ENCODING_1_2 = LabelEncoding(ids={i: vistas_train_id(name) for i, name in enumerate(VISTAS_1_2)})
+VISTAS_ENCODING_2_0 = LabelEncoding(ids={i: vistas_train_id(name) for i, name in enumerate(VISTAS_2_0)})
+
+
+def _vistas_labels(version: str, *folders: str) -> tuple[LabelFiles, ...]:
+    encoding = VISTAS_ENCODING_1_2 if version == "v1.2" else VISTAS_ENCODING_2_0
+    names_in = (f"config_{version}.json", "config.json")
+    return tuple(LabelFiles(folder, encoding, names_in=names_in) for folder in folders)
+
+
+def _vistas(name: str, title: str, *versions: str) -> DomainSpec:
+    split = {
+        "v1.2": _vistas_labels("v1.2", "{split}/v1.2/labels", "{split}/labels"),
+        "v2.0": _vistas_labels("v2.0", "{split}/v2.0/labels"),
+    }
+    flat = {version: _vistas_labels(version, version) for version in split}
+    layouts = (
+        Layout("{split}/images", sum((split[version] for version in versions), ())),
+        Layout("images", sum((flat[version] for version in versions), ())),
+    )
+    return DomainSpec(name=name, title=title, layouts=layouts)
+
+
+def _acdc(condition: str) -> DomainSpec:
+    return DomainSpec(
+        name=f"acdc/{condition}",
+        title=f"ACDC, {condition}",
+        layouts=(
+            Layout(
+                f"rgb_anon/{condition}/{{split}}",
+                (
+                    LabelFiles(f"gt/{condition}/{{split}}", LABEL_IDS, "_gt_labelIds"),
+                    LabelFiles(f"gt/{condition}/{{split}}", TRAIN_IDS, "_gt_labelTrainIds"),
+                ),
+                "_rgb_anon",
+            ),
+        ),
+    )
+
+
+_ACDC = tuple(_acdc(condition) for condition in ("fog", "night", "rain", "snow"))
+MINIWORLD_SOURCE = "miniworld/clean"
+_MINIWORLD = tuple(
+    DomainSpec(name=f"miniworld/{look}", title=f"Miniature world, {look} (rendered)", rendered=look)
+    for look in ("clean", "night", "fog", "rain", "snow", "photo")
+)
+
+_SPECS: tuple[DomainSpec, ...] = (
+    DomainSpec(
+        name="cityscapes",
+        title="Cityscapes",
+        layouts=(
+            Layout(
+                "leftImg8bit/{split}",
+                (
+                    LabelFiles("gtFine/{split}", LABEL_IDS, "_gtFine_labelIds"),
+                    LabelFiles("gtFine/{split}", INSTANCE_IDS, "_gtFine_instanceIds"),
+                    LabelFiles("gtFine/{split}", TRAIN_IDS, "_gtFine_labelTrainIds"),
+                ),
+                "_leftImg8bit",
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="gta5",
+        title="GTA5 (Playing for Data)",
+        source_only=True,
+        eval_split="train",
+        labels_may_differ=True,
+        layouts=(
+            Layout(
+                "images",
+                (LabelFiles("labels", GTA5_IDS), LabelFiles("labels", TRAIN_IDS, "_labelTrainIds")),
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="synthia",
+        title="SYNTHIA (RAND-CITYSCAPES)",
+        source_only=True,
+        eval_split="train",
+        layouts=(
+            Layout(
+                "RGB",
+                (LabelFiles("GT/LABELS", SYNTHIA), LabelFiles("GT/LABELS", TRAIN_IDS, "_labelTrainIds")),
+            ),
+            Layout("RGB", (LabelFiles("GT/COLOR", SYNTHIA),)),
+            Layout("RGB", (LabelFiles("GT", SYNTHIA), LabelFiles("SemSeg", SYNTHIA))),
+            Layout("RGBLeft", (LabelFiles("GTLeft", SYNTHIA_SF),)),
+        ),
+    ),
+    DomainSpec(
+        name="bdd100k",
+        title="BDD100K",
+        layouts=(
+            Layout("images/10k/{split}", (LabelFiles("labels/sem_seg/masks/{split}", TRAIN_IDS),)),
+            Layout("seg/images/{split}", (LabelFiles("seg/labels/{split}", TRAIN_IDS, "_train_id"),)),
+        ),
+    ),
+    _vistas("mapillary", "Mapillary Vistas (1.2 before 2.0)", "v1.2", "v2.0"),
+    _vistas("mapillary/v1.2", "Mapillary Vistas 1.2", "v1.2"),
+    _vistas("mapillary/v2.0", "Mapillary Vistas 2.0", "v2.0"),
+    DomainSpec(name="acdc", title="ACDC, the four conditions together", members=tuple(s.name for s in _ACDC)),
+    *_ACDC,
+    DomainSpec(
+        name="dark_zurich",
+        title="Dark Zurich",
+        layouts=(
+            Layout(
+                "rgb_anon/{split}/night",
+                (
+                    LabelFiles("gt/{split}/night", LABEL_IDS, "_gt_labelIds"),
+                    LabelFiles("gt/{split}/night", TRAIN_IDS, "_gt_labelTrainIds"),
+                ),
+                "_rgb_anon",
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="camvid",
+        title="CamVid",
+        layouts=(
+            Layout("{split}", (LabelFiles("{split}annot", CAMVID_ANY),)),
+            Layout(
+                "{split}",
+                (LabelFiles("{split}_labels", CAMVID_32, "_L"), LabelFiles("{split}_labels", CAMVID_32)),
+            ),
+            Layout("701_StillsRaw_full", (LabelFiles("LabeledApproved_full", CAMVID_32, "_L"),)),
+            Layout("images", (LabelFiles("labels", CAMVID_32, "_P"), LabelFiles("labels", CAMVID_32, "_L"))),
+        ),
+    ),
+    DomainSpec(
+        name="kitti",
+        title="KITTI semantics",
+        eval_split="train",
+        layouts=(
+            Layout(
+                "{split}/image_2",
+                (LabelFiles("{split}/semantic", LABEL_IDS), LabelFiles("{split}/instance", KITTI_INSTANCES)),
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="miniworld",
+        title="Miniature world: clean to train on, the others together to evaluate",
+        members=tuple(s.name for s in _MINIWORLD if s.name != MINIWORLD_SOURCE),
+    ),
+    *_MINIWORLD,
+    DomainSpec(name="folder", title="Your own images/ and labels/"),
+)
+
+DOMAINS: Mapping[str, DomainSpec] = {spec.name: spec for spec in _SPECS}
+"""Every domain by the name that YAML and `--domain` use."""
