@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID
 from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig, Size
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
-from diffcli.data.domains import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID, LABEL_IDS
+from diffcli.data.domains import LABEL_IDS
 from diffcli.data.miniworld import render
 from diffcli.data.statistics import class_statistics
 

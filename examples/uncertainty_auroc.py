@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcli.classes import IGNORE_ID
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.data.domains import IGNORE_ID
 from diffcli.errors import DiffError
 from diffcli.prediction.inference import network_image, open_run, wanted_domains
 from diffcli.prediction.inputs import Job, Read

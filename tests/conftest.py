@@ -1,4 +1,4 @@
-"""What every test shares: the command line as a real process, one compute thread, and the fixtures of tests/fixtures."""
+"""What every test shares: the command line as a real process, one compute thread, tests/fixtures."""
 
 import os
 import subprocess

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from diffcli.config.settings import BackboneConfig, DecoderConfig, InversionConfig, ModelConfig
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
-from diffcli.core.model import Precision, SegmentationModel, build_model, content_identity, pad_to_multiple
+from diffcli.core.model import SegmentationModel, build_model, content_identity, pad_to_multiple
 from diffcli.prediction.inference import open_run
 from diffcli.runs.hub import run_path
+from diffcli.runtime.device import Precision
 
 _FROZEN = "extractor"
 

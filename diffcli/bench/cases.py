@@ -23,8 +23,9 @@ from diffcli.bench.baseline import Baseline
 from diffcli.bench.random_backbone import Architecture, random_backbone
 from diffcli.config.settings import ModelConfig, TrainConfig
 from diffcli.core.ipkl import PairedDecoder, extract_pair, ipkl_loss
-from diffcli.core.model import DTYPES, Precision, SegmentationModel, build_model, join
+from diffcli.core.model import DTYPES, SegmentationModel, build_model, join
 from diffcli.errors import DiffError
+from diffcli.runtime.device import Precision
 from diffcli.runtime.memory import is_out_of_memory
 from diffcli.training.optimizer import parameter_groups
 

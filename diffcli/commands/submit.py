@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import Domain, Sample, open_domain
-from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from diffcli.classes import IGNORE_ID
 from diffcli.config.file import dump_config
 from diffcli.config.settings import LossConfig, RunConfig, TrainConfig
 from diffcli.core.inversion import noise_seed
@@ -29,7 +30,6 @@ from diffcli.core.ipkl import IPKLFeatures, IPKLLosses, PairedDecoder, extract_p
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
-from diffcli.data.domains import IGNORE_ID
 from diffcli.data.statistics import ClassStatistics, class_statistics, class_weights
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError, TrainingError
 from diffcli.evaluation import report as score_report

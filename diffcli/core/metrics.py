@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffcli.data.domains import IGNORE_ID
+from diffcli.classes import IGNORE_ID
 
 
 @dataclass(frozen=True)

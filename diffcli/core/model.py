@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +10,13 @@ from torch import Tensor
 
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.loading import load_backbone
+from diffcli.classes import IGNORE_ID
 from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
-from diffcli.data.domains import IGNORE_ID
+from diffcli.runtime.device import Precision
 
-Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NoiseSource = Callable[[int, Sequence[str]], Noise]
 """(seed, identities of a batch) -> the Gaussians of one pass over it; `seeded_noise` is the usual one."""

@@ -12,18 +12,10 @@ from typing import Literal, TypedDict
 import cv2
 import numpy as np
 
+from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
 from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
-from diffcli.data.domains import (
-    CITYSCAPES_CLASSES,
-    DOMAINS,
-    IGNORE_ID,
-    MINIWORLD_SOURCE,
-    DomainSpec,
-    LabelEncoding,
-    LabelFiles,
-    Layout,
-)
+from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec, LabelEncoding, LabelFiles, Layout
 from diffcli.data.images import Image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
 from diffcli.data.listing import Missing, Pair, Place, find_pairs, find_place

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from diffcli.data.domains import CITYSCAPES_CLASSES, IGNORE_ID, LabelEncoding
+from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
+from diffcli.data.domains import LabelEncoding
 from diffcli.data.images import damaged, decode, is_cut_short, read_bytes
 from diffcli.errors import DataError
 

@@ -8,14 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffcli.config.settings import DomainConfig
-from diffcli.data.domains import (
-    DOMAINS,
-    SPLITS,
-    DomainSpec,
-    LabelEncoding,
-    LabelFiles,
-    vistas_train_id,
-)
+from diffcli.data.domains import DOMAINS, SPLITS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
 from diffcli.data.listing import find_pairs, find_place
 from diffcli.errors import ConfigError, DataError
 

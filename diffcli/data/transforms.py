@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from diffcli.classes import IGNORE_ID
 from diffcli.config.settings import Size
-from diffcli.data.domains import IGNORE_ID
 from diffcli.data.images import Image
 from diffcli.data.labels import Label
 

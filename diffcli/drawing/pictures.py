@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from diffcli.config.settings import ModelConfig
-from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
 Pixels = NDArray[np.uint8]
 """An image, H,W,3 RGB; or a mask, H,W train ids, 255 = ignore."""

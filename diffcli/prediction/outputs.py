@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.drawing.figures import score_picture
 from diffcli.drawing.pictures import Pixels, blend, mask_image
 from diffcli.errors import ConfigError, DiffError

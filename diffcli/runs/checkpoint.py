@@ -15,9 +15,10 @@ from torch import Tensor
 from diffcli import __version__
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.config.settings import BackboneConfig, ModelConfig
-from diffcli.core.model import Precision, SegmentationModel, build_model
+from diffcli.core.model import SegmentationModel, build_model
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically
+from diffcli.runtime.device import Precision
 
 _KEY = "diffcli"
 _FIRST_LAYER, _LAYERS = 16, 48

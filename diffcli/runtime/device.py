@@ -1,13 +1,12 @@
 """Which device to run on, and in which precision: what `auto` means, said once."""
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 
 from diffcli.errors import ConfigError
 
-if TYPE_CHECKING:  # at run time it would load diffusers, which `diff doctor` can do without
-    from diffcli.core.model import Precision
+Precision = Literal["float32", "bf16", "fp16"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,7 +38,7 @@ def resolve_device(name: str) -> torch.device:
             raise _absent(name, "is not supported")
 
 
-def resolve_precision(name: str, device: torch.device) -> "Precision":
+def resolve_precision(name: str, device: torch.device) -> Precision:
     """The precision that `name` means on `device`; auto: bf16 on a GPU that has it, else fp16, float32 on a CPU.
 
     Raises:

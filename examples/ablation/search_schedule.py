@@ -16,13 +16,13 @@ from torch import Tensor
 
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.loading import load_backbone
+from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
 from diffcli.config.settings import BackboneConfig, CustomSchedule, DomainConfig, InversionConfig
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.core.model import to_model_range
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.data.domains import CITYSCAPES_CLASSES, IGNORE_ID
 from diffcli.runtime import console
 
 CLASSES, PIXELS, RIDGE = len(CITYSCAPES_CLASSES), 30_000, 3e-3

@@ -25,13 +25,13 @@ def street() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run: Path) -> TrainedModel:  # noqa: F811
+def model(tiny_run: Path) -> TrainedModel:
     return diffcli.load(tiny_run, device="cpu")
 
 
 def test_a_file_has_the_mask_that_predict_writes(
     model: TrainedModel,
-    tiny_run: Path,  # noqa: F811
+    tiny_run: Path,
     street: NDArray[np.uint8],
     tmp_path: Path,
 ) -> None:
@@ -53,7 +53,7 @@ def test_a_file_has_the_mask_that_predict_writes(
     assert (opened == mask).mean() > 0.98  # two JPEG decoders
 
 
-def test_the_runs_eval_settings_count(tiny_run: Path, street: NDArray[np.uint8]) -> None:  # noqa: F811
+def test_the_runs_eval_settings_count(tiny_run: Path, street: NDArray[np.uint8]) -> None:
     trained = open_run(tiny_run, overrides=["eval.size=64x64", "eval.flip=true"])
     other = TrainedModel(trained.load_model(device="cpu"), trained.config.eval)
     assert not other.extractor.backbone.network.compiled
@@ -114,7 +114,7 @@ def test_what_is_no_image(image: object) -> None:
 
 def test_one_line_as_a_user_writes_it(
     cli: Callable[..., CompletedProcess[str]],
-    tiny_run: Path,  # noqa: F811
+    tiny_run: Path,
     street: NDArray[np.uint8],
     tmp_path: Path,
 ) -> None:
@@ -128,7 +128,7 @@ def test_one_line_as_a_user_writes_it(
 
 
 def test_the_settings_say_that_the_network_is_compiled(
-    tiny_run: Path,  # noqa: F811
+    tiny_run: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained = open_run(tiny_run, overrides=["train.compile=true"])

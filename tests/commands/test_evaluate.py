@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
 from diffcli.config.settings import RunConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.data.domains import CITYSCAPES_CLASSES
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
 from diffcli.prediction import inference
 from diffcli.runs.checkpoint import save_checkpoint

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel, segment, to_model_range
-from diffcli.data.domains import CITYSCAPES_PALETTE
 from diffcli.drawing.figures import score_colors, score_picture
 from diffcli.drawing.pictures import TEXT_HEIGHT
 from diffcli.errors import ConfigError, DataError, DiffError

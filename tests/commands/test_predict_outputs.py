@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
-from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.prediction import inference
 from diffcli.prediction.inputs import plan

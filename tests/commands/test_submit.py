@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.commands import submit
 from diffcli.config.settings import DomainConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
-from diffcli.data.domains import CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain
 from diffcli.prediction import inference

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES, CLASS_SUBSETS
 from diffcli.config.settings import DomainConfig
 from diffcli.data.dataset import open_domain
 from diffcli.data.domains import (
-    CITYSCAPES_CLASSES,
-    CLASS_SUBSETS,
     DOMAINS,
     SYNTHIA,
     VISTAS_1_2,

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.commands import evaluate, submit
 from diffcli.config.settings import DomainConfig
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.dataset import open_domain
-from diffcli.data.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 
 IMAGES = 5
 

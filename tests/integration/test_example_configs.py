@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS
 from diffcli.config.file import load_config
 from diffcli.config.settings import DEFAULT_BACKBONE, AugmentationConfig, RareClassConfig, RunConfig, Size
 from diffcli.data.dataset import known_domains
-from diffcli.data.domains import CITYSCAPES_CLASSES, CLASS_PROMPTS
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
