@@ -148,7 +148,7 @@ def _evaluate(
     distributed.require_same([domain.samples for domain in domains], what="samples")
     distributed.from_main(lambda: _make_folder(folder))
     model, settings = trained.load_model(device=device), trained.config.eval
-    workers = trained.config.data.workers
+    workers = trained.config.runtime.data_workers
 
     def score(domain: Domain) -> DomainScores | None:
         try:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffcli.classes import IGNORE_ID
 from diffcli.config.file import dump_config
-from diffcli.config.settings import LossConfig, RunConfig, TrainConfig
+from diffcli.config.settings import LossConfig, RunConfig
 from diffcli.core.inversion import noise_seed
 from diffcli.core.ipkl import IPKLFeatures, IPKLLosses, PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import SegmentationModel, build_model, to_model_range
@@ -72,11 +72,11 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    name, settings = config.name or config_name, dump_config(config)
+    name = config.name or config_name
     unfinished = (
-        distributed.from_main(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
+        distributed.from_main(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
     )
-    accelerator = build_accelerator(config.train, runs=runs)
+    accelerator = build_accelerator(config, runs=runs)
     source, targets = _open_domains(config)
     samples = _training_set(config, source, distributed.from_main(lambda: _statistics(config, source)))
     with distributed.together():
@@ -97,20 +97,20 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     _finish(trainer, json=json)
 
 
-def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
+def build_accelerator(config: RunConfig, *, runs: Path) -> Accelerator:
     """Device, mixed precision and trackers as configured; processes as `accelerate launch` made them.
 
     Raises:
         ConfigError: the device is not there or not this process's alone, or a tracker's package is not installed.
     """
-    for tracker in train.trackers:
+    for tracker in config.train.trackers:
         if find_spec(tracker) is None:
             raise ConfigError(
                 f"train.trackers: {tracker} is not installed",
                 hint=f"pip install 'diffcli[{tracker}]', or leave it out",
             )
-    device = resolve_device(train.device)
-    precision = resolve_precision(train.precision, device)
+    device = resolve_device(config.runtime.device)
+    precision = resolve_precision(config.runtime.precision, device)
     if device.type == "cuda":
         _one_gpu_each(device)
     if device.type == "cuda" and device.index is not None:
@@ -118,7 +118,7 @@ def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "float32" else precision,
-        log_with=list(train.trackers) or None,
+        log_with=list(config.train.trackers) or None,
         project_dir=runs,
     )
     assert accelerator.num_processes == distributed.world_size(), (
@@ -132,9 +132,9 @@ def _one_gpu_each(device: torch.device) -> None:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if distributed.world_size() > 1 else 1
     if local > 1 and (device.type != str(device) or local > torch.cuda.device_count()):
         raise ConfigError(
-            f"train.device {device}: the {local} processes on this machine need a GPU each, it has "
+            f"runtime.device {device}: the {local} processes on this machine need a GPU each, it has "
             f"{torch.cuda.device_count()}",
-            hint="train.device: auto, and as many processes as GPUs (--nproc-per-node, --num_processes)",
+            hint="runtime.device: auto, and as many processes as GPUs (--nproc-per-node, --num_processes)",
         )
 
 
@@ -207,12 +207,18 @@ class Trainer:
 
 def _build_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel:
     """The model on the accelerator's device, in its precision."""
-    precision = resolve_precision(config.train.precision, accelerator.device)
+    precision = resolve_precision(config.runtime.precision, accelerator.device)
     console.say(
         f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
     )
-    model = build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
-    if config.train.compile:
+    model = build_model(
+        config.model,
+        device=accelerator.device,
+        precision=precision,
+        seed=config.train.seed,
+        max_unet_batch=config.runtime.max_unet_batch,
+    )
+    if config.runtime.compile:
         compile_unet(model)
     return model
 
@@ -403,7 +409,7 @@ def _not_finite(what: str, trainer: Trainer, files: Sequence[str]) -> TrainingEr
     return TrainingError(
         f"the {what} is not finite at iteration {trainer.iteration}, on {', '.join(files)}",
         where=str(trainer.folder),
-        hint=f"{kept}; lower train.learning_rate or set train.precision to float32 or bf16",
+        hint=f"{kept}; lower train.learning_rate or set runtime.precision to float32 or bf16",
     )
 
 
@@ -429,7 +435,7 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluation.evaluate_domain(
-                    model, domain, config.eval, workers=config.data.workers, progress=bar.update
+                    model, domain, config.eval, workers=config.runtime.data_workers, progress=bar.update
                 )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")
@@ -529,7 +535,7 @@ def _statistics(config: RunConfig, source: Domain) -> ClassStatistics | None:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
-            source, workers=config.data.workers, progress=lambda _done, _total: bar.update()
+            source, workers=config.runtime.data_workers, progress=lambda _done, _total: bar.update()
         )
 
 
@@ -560,6 +566,6 @@ def _batches(trainer: Trainer) -> Iterator[Batch]:
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
         batch_size=train.batch_size,
-        workers=trainer.config.data.workers,
+        workers=trainer.config.runtime.data_workers,
         pin=trainer.model.device.type == "cuda",
     )

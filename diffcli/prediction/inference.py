@@ -21,8 +21,8 @@ from diffcli.config.settings import (
     EvalConfig,
     ModelConfig,
     RunConfig,
+    RuntimeConfig,
     Size,
-    TrainConfig,
 )
 from diffcli.core.model import (
     SegmentationModel,
@@ -79,13 +79,18 @@ class OpenRun:
             BackboneError: the diffusion model cannot be loaded.
             CheckpointError: the weights do not fit the (overridden) model settings.
         """
-        train = self.config.train
-        place = resolve_device(device or train.device)
-        chosen = resolve_precision(precision or train.precision, place)
-        model = build_model(self.config.model, device=place, precision=chosen, seed=train.seed)
+        runtime = self.config.runtime
+        place = resolve_device(device or runtime.device)
+        model = build_model(
+            self.config.model,
+            device=place,
+            precision=resolve_precision(precision or runtime.precision, place),
+            seed=self.config.train.seed,
+            max_unet_batch=runtime.max_unet_batch,
+        )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        if train.compile:
+        if runtime.compile:
             compile_unet(model)
         return model
 
@@ -99,8 +104,8 @@ def compile_unet(model: SegmentationModel) -> None:
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     """Read a run's settings and weights.
 
-    Its training device and precision are forgotten: it may have been trained on another machine. An exported folder
-    that holds the frozen model uses that one.
+    Its `runtime` settings are not read: it may have been trained on another machine. An exported folder that holds
+    the frozen model uses that one.
 
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
@@ -112,7 +117,7 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
-    config = config.model_copy(update={"model": model, "train": TrainConfig(seed=config.train.seed)})
+    config = config.model_copy(update={"model": model, "runtime": RuntimeConfig()})
     return OpenRun(path, weights, checkpoint, override(config, overrides))
 
 
@@ -263,7 +268,7 @@ def refuse_not_finite(output: Tensor, *, model: SegmentationModel, where: str) -
         raise DiffError(
             f"the network's output is not finite in {model.precision}",
             where=where,
-            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+            hint="compute more precisely: --set runtime.precision=float32 (or bf16, where the GPU has it)",
         )
 
 
