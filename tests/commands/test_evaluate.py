@@ -11,25 +11,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
 from diffcli.config.settings import RunConfig
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
-from diffcli.prediction import inference
+from diffcli.runs import opening
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
+    return api.load(tiny_run, device="cpu")
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+    monkeypatch.setattr(opening.OpenRun, "load_model", lambda self, **_: model)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.config.settings import EvalConfig
@@ -16,22 +17,22 @@ from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.drawing.figures import score_colors, score_picture
 from diffcli.drawing.pictures import TEXT_HEIGHT
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.prediction import inference
 from diffcli.prediction.inputs import Job, Read
 from diffcli.prediction.outputs import Planes
 from diffcli.prediction.segmenter import Predictor
 from diffcli.prediction.writers import MANIFEST
+from diffcli.runs import opening
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
+    return api.load(tiny_run, device="cpu")
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+    monkeypatch.setattr(opening.OpenRun, "load_model", lambda self, **_: model)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:

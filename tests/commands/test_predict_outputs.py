@@ -15,25 +15,26 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.prediction import inference
 from diffcli.prediction.inputs import plan
 from diffcli.prediction.outputs import Outputs
 from diffcli.prediction.writers import MANIFEST
+from diffcli.runs import opening
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
+    return api.load(tiny_run, device="cpu")
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+    monkeypatch.setattr(opening.OpenRun, "load_model", lambda self, **_: model)
 
 
 @pytest.fixture
