@@ -33,7 +33,7 @@ from diffcli.export.networks import (
     write_networks,
 )
 from diffcli.export.runner import Kind
-from diffcli.prediction.inference import (
+from diffcli.runs.opening import (
     EXPORT_BACKBONE,
     EXPORT_CONFIG,
     EXPORT_FACTS,

@@ -16,9 +16,9 @@ from diffcli.data.dataset import Domain, TrainingSet
 from diffcli.data.statistics import class_weights
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically, write_text
-from diffcli.prediction.inference import compile_unet
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
+from diffcli.runs.opening import compile_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
