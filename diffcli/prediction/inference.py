@@ -36,16 +36,12 @@ from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.any_image import any_image
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import run_path, short_name
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device, resolve_precision
 from diffcli.runtime.memory import is_out_of_memory
-
-EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
-"""Files of an exported folder: trained weights, settings, and what else is known about them."""
-EXPORT_BACKBONE = "backbone"
-"""The frozen model in an exported folder: a diffusers folder, or a single file with this stem."""
 
 
 @dataclass(frozen=True)
