@@ -17,6 +17,7 @@ from diffcli.config.settings import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.evaluation.domains import wanted_domains
 from diffcli.evaluation.groups import score_all
 from diffcli.evaluation.html import html_report
 from diffcli.evaluation.report import (
@@ -32,8 +33,8 @@ from diffcli.evaluation.report import (
 )
 from diffcli.evaluation.scoring import DomainScores, Shown, evaluate_domain, evaluate_sample
 from diffcli.files import write_text
-from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
 from diffcli.runs.folder import PICTURE, REPORT
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 
 WORST = 2

@@ -37,7 +37,6 @@ from diffcli.evaluation import scoring as evaluation
 from diffcli.evaluation.groups import score_all
 from diffcli.evaluation.scoring import DomainScores
 from diffcli.files import write_atomically, write_text
-from diffcli.prediction.inference import compile_unet
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
     BEST,
@@ -52,6 +51,7 @@ from diffcli.runs.folder import (
     find_unfinished,
     versions,
 )
+from diffcli.runs.opening import compile_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_device, resolve_precision
 from diffcli.runtime.signals import Stop, graceful_stop
