@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diffcli.config.file import commented_yaml
 from diffcli.errors import DiffError
-from diffcli.files import write_text
+from diffcli.files import check_output, write_text
 from diffcli.runtime import console
 
 
@@ -13,15 +13,12 @@ def run(file: Path, *, force: bool = False) -> None:
     """Write the commented defaults to `file`, or to stdout for "-".
 
     Raises:
-        DiffError: the file exists (without `force`), or its folder cannot be written to.
+        DiffError: the file exists (without `force`), is no YAML file that may be replaced, or cannot be written.
     """
     if str(file) == "-":
         sys.stdout.write(commented_yaml())
         return
-    if file.is_dir():
-        raise DiffError(
-            "this is a folder", where=str(file), hint=f"name a file in it: {file / 'diffcli.yaml'}"
-        )
+    check_output(file, suffixes=(".yaml", ".yml"))
     if file.exists() and not force:
         raise DiffError(
             "this file exists already", where=str(file), hint="choose another name, or add --force"
