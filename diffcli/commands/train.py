@@ -7,7 +7,7 @@ Several processes (`torchrun`, `accelerate launch`) share an iteration as one pr
 large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
-import json as json_module
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -47,6 +47,7 @@ from diffcli.runs.folder import (
     PICTURE,
     REPORT,
     RESUME,
+    RUNS,
     VERSIONS,
     create_run,
     find_unfinished,
@@ -59,20 +60,27 @@ from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import parameter_groups, set_learning_rate
 
 
-def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:
-    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff train` is asked for."""
 
-    Args:
-        config: the validated settings.
-        config_name: the YAML's name, which names the run where `config.name` does not.
-        resume: continue the newest unfinished run of that name.
-        runs: folder of all runs.
-        json: print the report on stdout instead of the table.
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+    resume: bool = False
+    """Continue the newest unfinished run of that name."""
+    runs: Path = RUNS
+    """Folder of all runs."""
+
+
+def run(request: Request) -> None:
+    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    name, settings = config.name or config_name, dump_config(config)
+    config, resume, runs = request.config, request.resume, request.runs
+    name, settings = config.name or request.config_name, dump_config(config)
     unfinished = (
         distributed.from_main(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
     )
@@ -88,13 +96,13 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
-        write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
+        write_text(folder / VERSIONS, json.dumps(versions(), indent=2))
     if resume:
         with distributed.together():
             trainer.restore()
     with graceful_stop() as stop:
         fit(trainer, stop)
-    _finish(trainer, json=json)
+    _finish(trainer)
 
 
 def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
@@ -193,7 +201,7 @@ class Trainer:
         metrics = self.folder / METRICS
         if self.accelerator.is_main_process and metrics.is_file():
             lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json_module.loads(line)["iteration"] <= self.iteration]
+            kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
             write_text(metrics, "".join(f"{line}\n" for line in kept))
         console.say(f"resuming {self.folder} at iteration {self.iteration} of {self.config.train.iterations}")
 
@@ -201,7 +209,7 @@ class Trainer:
         """Append a line to metrics.jsonl and report to the trackers."""
         if self.accelerator.is_main_process:
             with (self.folder / METRICS).open("a") as file:
-                file.write(json_module.dumps({"iteration": self.iteration, **record}) + "\n")
+                file.write(json.dumps({"iteration": self.iteration, **record}) + "\n")
         self.accelerator.log(record, step=self.iteration)
 
 
@@ -460,7 +468,7 @@ def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
         save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
 
 
-def _finish(trainer: Trainer, *, json: bool) -> None:
+def _finish(trainer: Trainer) -> None:
     """The last validation, the report, the picture and the table.
 
     Raises:
@@ -478,11 +486,10 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
         score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
     report = score_report.report(scores, model=model, settings=trainer.config.eval)
     report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
-    write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
+    write_text(trainer.folder / REPORT, json.dumps(report, indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
-    if json:
-        console.print_json({"run": str(trainer.folder), **report})
-    elif scores:
+    console.print_record({"run": trainer.folder, **report})
+    if scores:
         score_report.print_blocks(score_report.summary_table(scores, model=model))
         _say_unseen(report["training"])
     console.say(f"run folder: {trainer.folder}")
