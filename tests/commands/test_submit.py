@@ -26,11 +26,6 @@ def model(tiny_run: Path) -> SegmentationModel:
     return inference.load(tiny_run, device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
-
-
 def save(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.astype(np.uint8)).save(path)
