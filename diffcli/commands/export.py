@@ -10,7 +10,7 @@ from diffcli.config.settings import PixelSize, Size
 from diffcli.errors import ConfigError
 from diffcli.export.folder import refuse_foreign, write_folder
 from diffcli.export.networks import AGREEMENT, export_networks
-from diffcli.prediction.inference import open_run
+from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 
 

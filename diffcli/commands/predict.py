@@ -70,13 +70,13 @@ def run(request: Request) -> None:
 def _run_trained(request: Request, run: Path) -> None:
     """What `run` does, by a trained run."""
     output, skip_existing, overrides = request.output, request.skip_existing, request.overrides
-    jobs = distributed.from_main(lambda: plan(request.images, output=output, references=request.reference))
+    jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
     tiles = None if request.tile is None else parse_tile(request.tile)
 
-    from diffcli.prediction.inference import (
+    from diffcli.prediction.segmenter import Predictor
+    from diffcli.runs.opening import (
         open_run,  # seconds: after what can be wrong at once, and not for exported networks
     )
-    from diffcli.prediction.segmenter import Predictor
 
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval
@@ -94,13 +94,13 @@ def _run_trained(request: Request, run: Path) -> None:
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
-    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    begun = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
     left_alone = set(begun.skipped)
     left = [job for job in jobs if job not in left_alone]
     if not left:
         report(begun, outputs, run=run, output=output)
         return
-    with distributed.together():
+    with distributed.raise_together():
         model = trained.load_model(device=request.device)
     batch_size = parse_batch(request.batch, otherwise=settings.batch_size)
     predictor = Predictor(
@@ -114,8 +114,8 @@ def _run_trained(request: Request, run: Path) -> None:
         score_of=outputs.score_of,
     )
     reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    own = distributed.share(left, chunk=batch_size or 1)
-    shares = distributed.gather(
+    own = distributed.shard(left, chunk=batch_size or 1)
+    shares = distributed.all_gather(
         lambda: segment_files(
             predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
         )

@@ -21,13 +21,8 @@ from diffcli.backbone.weight_files import read_header
 from diffcli.config.settings import EMBEDDED, BackboneConfig, as_plain
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import DiffError
-from diffcli.prediction.inference import (
-    EXPORT_BACKBONE,
-    EXPORT_CONFIG,
-    EXPORT_FACTS,
-    EXPORT_WEIGHTS,
-    OpenRun,
-)
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS
+from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}

@@ -33,8 +33,9 @@ from diffcli.export.runner import (
     open_exported,
     to_model_range,
 )
-from diffcli.prediction.inference import EXPORT_FACTS, OpenRun
+from diffcli.runs.exported import EXPORT_FACTS
 from diffcli.runs.folder import versions
+from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
 
 AGREEMENT = 0.999

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.config.settings import EvalConfig
@@ -16,7 +17,6 @@ from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.drawing.figures import score_colors, score_picture
 from diffcli.drawing.pictures import TEXT_HEIGHT
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.prediction import inference
 from diffcli.prediction.inputs import Job, Read
 from diffcli.prediction.outputs import Planes
 from diffcli.prediction.segmenter import Predictor
@@ -26,7 +26,7 @@ from diffcli.runtime import console
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
+    return api.load(tiny_run, device="cpu")
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
