@@ -17,8 +17,8 @@ from diffcli.config.settings import BackboneConfig, DecoderConfig, InversionConf
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel, build_model, content_identity, pad_to_multiple
-from diffcli.prediction.inference import open_run
 from diffcli.runs.hub import run_path
+from diffcli.runs.opening import open_run
 from diffcli.runtime.device import Precision
 
 _FROZEN = "extractor"

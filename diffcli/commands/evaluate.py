@@ -17,6 +17,7 @@ from diffcli.config.settings import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.evaluation.domains import wanted_domains
 from diffcli.evaluation.groups import score_all
 from diffcli.evaluation.html import html_report
 from diffcli.evaluation.report import (
@@ -32,7 +33,8 @@ from diffcli.evaluation.report import (
 )
 from diffcli.evaluation.scoring import DomainScores, Shown, evaluate_domain, evaluate_sample
 from diffcli.files import write_text
-from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
+from diffcli.runs.folder import PICTURE, REPORT
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 
 WORST = 2
@@ -131,12 +133,12 @@ def _comparable_means(result: Result, names: Sequence[str]) -> dict[str, float |
 def write_reports(result: Result) -> None:
     """Write report.html, .json, .csv and .md, and picture.png into the result's folder."""
     model, scores = result.run.config.model, result.scores
-    write_text(result.folder / "report.json", json_module.dumps(result.report, indent=2, ensure_ascii=False))
+    write_text(result.folder / REPORT, json_module.dumps(result.report, indent=2, ensure_ascii=False))
     write_text(result.folder / "report.csv", _csv(result.report))
     write_text(result.folder / "report.md", _markdown(result))
     page = html_report(result.report, scores, model=model, examples=result.examples)
     write_text(result.folder / "report.html", page)
-    write_picture(result.folder / "picture.png", scores, model=model)
+    write_picture(result.folder / PICTURE, scores, model=model)
 
 
 def _evaluate(

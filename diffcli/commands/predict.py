@@ -58,10 +58,10 @@ def run(
     jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
 
-    from diffcli.prediction.inference import (
+    from diffcli.prediction.segmenter import Predictor
+    from diffcli.runs.opening import (
         open_run,  # seconds: after what can be wrong at once, and not for exported networks
     )
-    from diffcli.prediction.segmenter import Predictor
 
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval

@@ -17,7 +17,7 @@ from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain
 from diffcli.files import write_atomically
-from diffcli.prediction.inference import OpenRun, open_run
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diffcli
+from diffcli.api.any_image import any_image
+from diffcli.api.model import TrainedModel
 from diffcli.commands import predict
 from diffcli.data.miniworld import render
 from diffcli.errors import ConfigError, DataError
-from diffcli.prediction.any_image import any_image
-from diffcli.prediction.inference import TrainedModel, open_run
+from diffcli.runs.opening import open_run
 
 
 @pytest.fixture(scope="module")
