@@ -242,8 +242,8 @@ class FrozenUNet:
             why = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             raise BackboneError(
                 f"the U-Net cannot be compiled here: {why}",
-                where="train.compile",
-                hint="torch.compile needs a C++ compiler (on a GPU also Triton); train.compile=false does without",
+                where="runtime.compile",
+                hint="torch.compile needs a C++ compiler (on a GPU also Triton); runtime.compile=false does without",
             ) from error
         return out, dict(zip(self._every, every, strict=True))
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
-from diffcli.config.settings import InversionConfig
+from diffcli.config.settings import DEFAULT_UNET_BATCH, InversionConfig
 from diffcli.core.inversion import BatchPlan, InversionSchedule, InversionStep, Noise, invert, prompt_groups
 
 DECODED_STAGES = (1, 2, 3)
@@ -88,6 +88,7 @@ class DiffusionFeatureExtractor:
         config: how the latent is inverted and guided.
         kinds: "all", "resnet" (no attention maps) or "latent" (the VAE latent alone, no U-Net evaluation).
         stages: U-Net decoder blocks to read.
+        max_unet_batch: most rows (an image with one of its prompts) of one U-Net call; no result depends on it.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class DiffusionFeatureExtractor:
         *,
         kinds: FeatureKinds = "all",
         stages: Sequence[int] = DECODED_STAGES,
+        max_unet_batch: int = DEFAULT_UNET_BATCH,
     ) -> None:
         self.backbone = backbone
+        self.max_unet_batch = max_unet_batch
         self.config = config
         self.kinds = kinds
         self.stages = tuple(stages)
@@ -189,7 +192,7 @@ class DiffusionFeatureExtractor:
             config=config,
             noise=noise,
             layers=self.layers,
-            max_unet_batch=config.max_unet_batch,
+            max_unet_batch=self.max_unet_batch,
         ):
             if step.index in self.schedule.save_steps:
                 yield from self._reduced(step)

@@ -56,7 +56,7 @@ def refuse_not_finite(output: Tensor, *, model: SegmentationModel, where: str) -
         raise DiffError(
             f"the network's output is not finite in {model.precision}",
             where=where,
-            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+            hint="compute more precisely: --set runtime.precision=float32 (or bf16, where the GPU has it)",
         )
 
 

@@ -27,7 +27,7 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluate_domain(
-                    model, domain, config.eval, workers=config.data.workers, progress=bar.update
+                    model, domain, config.eval, workers=config.runtime.data_workers, progress=bar.update
                 )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")

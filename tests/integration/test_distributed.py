@@ -113,7 +113,7 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "inversion": {"schedule": "one"},
                 "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16, "dropout": 0},
             },
-            "data": {"train": {"domain": "folder", "root": str(pictures)}, "workers": 0},
+            "data": {"train": {"domain": "folder", "root": str(pictures)}},
             "augmentation": {"crop": "64x64"},
             "train": {
                 "iterations": 3,
@@ -123,10 +123,10 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "warmup_iterations": 0,
                 "log_interval": 1,
                 "rare_class_sampling": None,
-                "device": "cpu",
                 "loss": {"average": "labelled"},
                 **settings,
             },
+            "runtime": {"device": "cpu", "data_workers": 0},
         }
     )
 
@@ -243,7 +243,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, laun
     os.kill(int(children[-1]), signal.SIGKILL)
     code, _, words = end(running)
     assert code != 0
-    assert words.count("error: another process of this run died without a word") == 1
+    assert words.count("error: another process of this run died without a message") == 1
     assert words.count("error: ") == 1
 
 
