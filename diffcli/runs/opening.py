@@ -10,7 +10,7 @@ from pathlib import Path
 from diffcli.config.file import load_config, override
 from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.errors import CheckpointError
+from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
 from diffcli.runs.folder import CONFIG, LAST
@@ -61,15 +61,27 @@ class OpenRun:
         )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        if runtime.compile:
-            compile_unet(model)
+        prepare_unet(model, runtime)
         return model
 
 
-def compile_unet(model: SegmentationModel) -> None:
-    """Have the U-Net compiled at its first use, and say so: it is waited for."""
-    console.say("the U-Net is compiled at its first use, which takes a minute or more")
-    model.compile()
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+    """Capture and compile the U-Net as the settings say; compiling is waited for, so it is reported.
+
+    Raises:
+        ConfigError: CUDA graphs are asked for on another device.
+    """
+    on_cuda = model.device.type == "cuda"
+    if runtime.cuda_graphs is True and not on_cuda:
+        raise ConfigError(
+            f"runtime.cuda_graphs is true, but the device is {model.device}",
+            hint="auto uses CUDA graphs wherever the device is a CUDA GPU",
+        )
+    if runtime.cuda_graphs and on_cuda:
+        model.capture()
+    if runtime.compile:
+        console.say("the U-Net is compiled at its first use, which takes a minute or more")
+        model.compile()
 
 
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:

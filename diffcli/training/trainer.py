@@ -18,7 +18,7 @@ from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically, write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
-from diffcli.runs.opening import compile_unet
+from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
@@ -110,8 +110,7 @@ def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel
         seed=config.train.seed,
         max_unet_batch=config.runtime.max_unet_batch,
     )
-    if config.runtime.compile:
-        compile_unet(model)
+    prepare_unet(model, config.runtime)
     return model
 
 
