@@ -21,10 +21,9 @@ from diffcli.config.settings import (
     DirectFusion,
     InversionConfig,
     ModelConfig,
-    PixelSize,
     RunConfig,
-    Size,
 )
+from diffcli.config.size import PixelSize, Size
 from diffcli.errors import ConfigError
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device, resolve_precision

@@ -7,7 +7,8 @@ from typing import Any, assert_never
 import numpy as np
 import torch
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel
 from diffcli.data.miniworld import render

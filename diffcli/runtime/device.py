@@ -1,5 +1,6 @@
 """Which device to run on, and in which precision: what `auto` means, said once."""
 
+import os
 from typing import Literal
 
 import torch
@@ -55,6 +56,14 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             return name
         case _:
             raise ConfigError(f"precision {name!r} is not known", hint="choose auto, float32, bf16 or fp16")
+
+
+def resolve_data_workers(count: int | None) -> int:
+    """Processes that load images; None takes one for each CPU core that this process may use, at most 4."""
+    if count is not None:
+        return count
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 def _has_bf16(device: torch.device) -> bool:
