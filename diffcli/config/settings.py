@@ -328,10 +328,14 @@ class RuntimeConfig(Settings):
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
+    backbone_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen half. auto: as precision, but on a GPU fp16 instead of bf16 where a test image stays finite in it: Stable Diffusion is published in fp16, and its features are ten times closer to float32 than in bf16."""
     compile: bool = False
     """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
-    data_workers: Annotated[int, Field(ge=0, le=256)] | None = None
-    """Processes that load and augment images; null takes one a CPU core, at most 4; 0 loads them in the main process."""
+    cuda_graphs: Literal["auto"] | bool = "auto"
+    """Launch each step of the U-Net on a GPU as one CUDA graph: the same numbers, far less waiting between kernels. auto: on every CUDA GPU."""
+    data_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"
+    """Processes that load and augment images; auto: one for each CPU core, at most 4; 0 loads them in the main process."""
     max_unet_batch: PositiveInt = DEFAULT_UNET_BATCH
     """Largest batch of one U-Net call, in rows (an image with one of its prompts); a larger step is split. Limits memory; results do not depend on it."""
 

@@ -58,9 +58,23 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             raise ConfigError(f"precision {name!r} is not known", hint="choose auto, float32, bf16 or fp16")
 
 
-def resolve_data_workers(count: int | None) -> int:
-    """Processes that load images; None takes one for each CPU core that this process may use, at most 4."""
-    if count is not None:
+def resolve_backbone_precision(name: str, *, precision: Precision, device: torch.device) -> Precision:
+    """The precision of the frozen half, where the trained half runs in `precision`.
+
+    auto: the same, but fp16 instead of bf16 on a GPU; its mantissa is three bits longer. The caller checks that nothing
+    overflows in it (`DiffusionFeatureExtractor.is_finite`).
+
+    Raises:
+        ConfigError: no such precision, or the device lacks it.
+    """
+    if name == "auto":
+        return "fp16" if precision == "bf16" and device.type == "cuda" else precision
+    return resolve_precision(name, device)
+
+
+def resolve_data_workers(count: int | Literal["auto"]) -> int:
+    """Processes that load images; auto: one for each CPU core that this process may use, at most 4."""
+    if count != "auto":
         return count
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, cores)
