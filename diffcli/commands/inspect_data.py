@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from diffcli.config.settings import DomainConfig, ModelConfig, RunConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
 from diffcli.data.domains import DOMAINS
 from diffcli.data.labels import OutsideMapping

@@ -15,7 +15,8 @@ from diffcli.backbone.pipeline_folder import WEIGHT_STEMS, PipelineFolder
 from diffcli.backbone.single_file import PREFIXES, SingleFile
 from diffcli.backbone.unet_weights import check_unet_weights
 from diffcli.backbone.weight_files import read_header
-from diffcli.config.settings import EMBEDDED, BackboneConfig, as_plain
+from diffcli.config.base import as_plain
+from diffcli.config.settings import EMBEDDED, BackboneConfig
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import DiffError
 from diffcli.export.programs import PARTS

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from diffcli import __version__
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel
 from diffcli.data.miniworld import render
