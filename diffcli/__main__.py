@@ -8,9 +8,16 @@ from diffcli.cli.classic import hand_over
 def main() -> None:
     """Run the classic diff or a command of ours; ends the process with its exit code."""
     hand_over(sys.argv[1:])
-    from diffcli.cli.main import main as run
+    from diffcli.runtime.signals import stop_at_once
 
-    run()
+    stop = stop_at_once()
+    try:
+        from diffcli.cli.main import main as run
+    except BaseException:
+        if stop.requested:
+            sys.exit(128 + stop.number)
+        raise
+    run(stop)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
-from diffcli.data.batches import single_threaded
+from diffcli.data.batches import load_batches
 from diffcli.data.dataset import Domain
 from diffcli.data.transforms import resize_image, resize_label
 from diffcli.drawing.pictures import Pixels
@@ -278,15 +278,14 @@ def _equal_batches(
     domain: Domain, indexes: Sequence[int], config: EvalConfig, *, workers: int
 ) -> Iterator[list[_Loaded | _Failed]]:
     """Samples of these numbers in order, in batches whose images are of one size; unreadable ones come along."""
-    loader = DataLoader(
+    loaded = load_batches(
         _Samples(domain, config.size),
+        indexes,
         batch_size=config.batch_size,
-        sampler=indexes,
-        num_workers=min(workers, math.ceil(len(indexes) / config.batch_size)),
-        collate_fn=list,
-        worker_init_fn=single_threaded,
+        workers=min(workers, math.ceil(len(indexes) / config.batch_size)),
+        collate=list,
     )
-    for samples in loader:
+    for samples in loaded:
         for _, batch in groupby(samples, lambda s: s.image.shape if isinstance(s, _Loaded) else None):
             yield list(batch)
 

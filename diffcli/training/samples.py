@@ -1,6 +1,6 @@
 """What one training run reads: the source, the target domains, and the batches in the order of the draws."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from diffcli.config.settings import RunConfig
 from diffcli.data.batches import Batch, training_batches
@@ -59,7 +59,7 @@ def training_set(config: RunConfig, source: Domain, statistics: ClassStatistics 
     return samples
 
 
-def batches(trainer: Trainer) -> Iterator[Batch]:
+def batches(trainer: Trainer) -> Generator[Batch, None, None]:
     """This process's micro-batches from the current iteration to the last.
 
     A sample depends on the number of its draw alone, so that a resumed run sees what an uninterrupted one sees.
