@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -103,35 +104,55 @@ def load_batches(
         _end(batches)
 
 
-def _start(dataset: Dataset[Any], indexes: Sequence[int], *, workers: int, **options: Any) -> Iterator[Any]:
-    """The running loader; with half the workers, and half of those, where they cannot be started."""
-    collate, pin = options.pop("collate"), options.pop("pin")
-    while True:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                sampler=indexes,
-                num_workers=workers,
-                collate_fn=collate,
-                worker_init_fn=_set_up_worker,
-                pin_memory=pin,
-                timeout=POLL if workers else 0,
-                **options,
-            )
-        if not workers:
-            return iter(loader)
+def _start(
+    dataset: Dataset[Any],
+    indexes: Sequence[int],
+    *,
+    batch_size: int,
+    workers: int,
+    collate: Callable[[list[Any]], Any],
+    pin: bool,
+) -> Iterator[Any]:
+    """The running loader, with half the workers, and half of those, where the system has no room for them."""
+    while workers and (error := _shortage(workers)):
+        console.warn(
+            f"{workers} loading processes cannot be started ({error.strerror or error}); continuing with "
+            f"{workers // 2}: allow more open files (ulimit -n) and shared memory (docker run --shm-size=1g), or set "
+            "runtime.data_workers"
+        )
+        workers //= 2
+    with warnings.catch_warnings(), signals.deferred(), _sigchld_as_before():
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=indexes,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=_set_up_worker,
+            pin_memory=pin,
+            timeout=POLL if workers else 0,
+        )
         try:
-            with signals.deferred(), _sigchld_as_before():
-                return iter(loader)
+            return iter(loader)
         except OSError as error:
-            fewer = workers // 2
-            console.warn(
-                f"{workers} loading processes cannot be started ({error.strerror or error}), going on with {fewer}: "
-                "allow more open files (ulimit -n) and shared memory (docker run --shm-size=1g), or set "
-                "runtime.data_workers"
-            )
-            workers = fewer
+            raise DataError(
+                f"{workers} loading processes cannot be started: {error.strerror or error}",
+                hint="set fewer runtime.data_workers; 0 loads in the main process",
+            ) from error
+
+
+def _shortage(workers: int) -> OSError | None:
+    """Why so many workers' pipes and semaphores cannot be had; tried out, since half a loader cannot be undone."""
+    queues: list[SimpleQueue[int]] = []
+    try:
+        queues.extend(SimpleQueue() for _ in range(2 * workers + 4))
+    except OSError as error:
+        return error
+    finally:
+        for queue in queues:
+            queue.close()
+    return None
 
 
 @contextmanager

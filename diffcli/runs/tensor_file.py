@@ -52,20 +52,23 @@ def read_tensors(path: Path, *, kind: str, hint: str) -> tuple[dict[str, Tensor]
         raise CheckpointError(f"damaged or incomplete ({reason})", where=str(path), hint=hint) from error
     if kind not in metadata:
         return None
-    if _CHECKSUM in metadata and metadata[_CHECKSUM] != _checksum(tensors, metadata[kind]):
-        raise CheckpointError(
-            "damaged: its checksum is not the one that was written with it", where=str(path), hint=hint
-        )
     try:
         header = dict(json.loads(metadata[kind]))
     except (ValueError, TypeError) as error:
         raise CheckpointError("its header is damaged", where=str(path), hint=hint) from error
-    if not isinstance(version := header.pop("format", 0), int) or version > FORMAT:
+    version = header.get("format", 0)
+    if not isinstance(version, int) or version > FORMAT:
         raise CheckpointError(
             f"format {version}, and this version of diffcli reads up to {FORMAT}",
             where=str(path),
             hint="install the version of diffcli that wrote it, or a newer one",
         )
+    recorded = metadata.get(_CHECKSUM, "" if "format" in header else None)  # the earliest files have neither
+    if recorded is not None and recorded != _checksum(tensors, metadata[kind]):
+        raise CheckpointError(
+            "damaged: its checksum is not the one that was written with it", where=str(path), hint=hint
+        )
+    header.pop("format", None)
     return tensors, header
 
 

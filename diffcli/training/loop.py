@@ -6,6 +6,7 @@ from diffcli.errors import DiffError, TrainingError
 from diffcli.runtime import console, distributed
 from diffcli.runtime.signals import Stop, Stopped, interruptible
 from diffcli.training.resume import save, saved
+from diffcli.training.run_folder import require_folder
 from diffcli.training.samples import batches
 from diffcli.training.step import training_step
 from diffcli.training.trainer import Trainer
@@ -38,20 +39,27 @@ def fit(trainer: Trainer, stop: Stop) -> None:
                 record = training_step(trainer, source)
                 trainer.iteration += 1
                 bar.update(loss=record["loss"])
-                if trainer.iteration % train.log_interval == 0 or trainer.iteration == train.iterations:
+                last = trainer.iteration == train.iterations
+                if last or trainer.iteration % train.log_interval == 0:
                     seconds, evaluations = trainer.since_logged()
                     trainer.log({**record, "seconds": seconds, "unet_evaluations": evaluations})
                     trainer.start_interval()
+                with distributed.raise_together():
+                    if distributed.is_main_process():
+                        require_folder(trainer.folder)
             except TrainingError:
                 raise
             except DiffError as error:
                 if not _is_stopping(stop):  # a signal may have killed a worker before it reached this process
                     raise saved(trainer, error) from error
-            last = trainer.iteration == train.iterations
             due = trainer.iteration % train.checkpoint_interval == 0 or _validation_is_due(trainer)
-            if last or due or _is_stopping(stop):
+            if due or trainer.iteration == train.iterations or _is_stopping(stop):
                 save(trainer)
-                _leave_if_stopping(trainer, stop)
+                if _is_stopping(stop):  # a request that came while it was written counts too
+                    console.say(
+                        f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
+                    )
+                    raise Stopped(stop.number)
 
 
 def _validation_is_due(trainer: Trainer) -> bool:
@@ -66,10 +74,3 @@ def _validation_is_due(trainer: Trainer) -> bool:
 def _is_stopping(stop: Stop) -> bool:
     """Whether any process was asked to stop: a signal may reach one before another."""
     return bool(distributed.all_reduce([stop.requested])[0])
-
-
-def _leave_if_stopping(trainer: Trainer, stop: Stop) -> None:
-    """After a save; a request that came while it was written counts too."""
-    if _is_stopping(stop):
-        console.say(f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})")
-        raise Stopped(stop.number)

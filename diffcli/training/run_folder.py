@@ -96,19 +96,28 @@ def append_metrics(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         DiffError: the disk is full, or the folder is gone.
     """
+    require_folder(folder)
     try:
         with (folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-    except FileNotFoundError as error:
-        raise DiffError(
-            "the run folder was moved or removed while it trained",
-            where=str(folder),
-            hint="leave it in place until training ends",
-        ) from error
     except OSError as error:
         raise DiffError(
             f"cannot be written: {error.strerror}", where=str(folder / METRICS), hint="free some space"
         ) from error
+
+
+def require_folder(folder: Path) -> None:
+    """Notice that a run's folder is gone, before a new one is begun in its place.
+
+    Raises:
+        DiffError: it is gone.
+    """
+    if not (folder / CONFIG).is_file():
+        raise DiffError(
+            "the run folder was moved or removed while it trained",
+            where=str(folder),
+            hint="leave it in place until training ends",
+        )
 
 
 def count_metrics(folder: Path) -> int:
