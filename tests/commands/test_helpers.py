@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from diffcli.config.file import load_config, override
+from diffcli.config.file import load_config
 from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError
 
@@ -73,10 +73,6 @@ def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> N
     assert "gta5" in result.stderr
     assert "cityscapes" in result.stderr
     assert "miniworld/fog" in result.stdout
-
-
-def costs(*overrides: str) -> dict[str, Cost]:
-    return count_costs(override(RunConfig(), overrides), images=10)
 
 
 def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 import pytest
 
-from diffcli.config.settings import EvalConfig, InversionConfig, TrainConfig
-from diffcli.core.costs import evaluation_cost, validations
+from diffcli.config.file import override
+from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.core.costs import Cost, count_costs, evaluation_cost, validations
+
+
+def costs(*overrides: str) -> dict[str, Cost]:
+    return count_costs(override(RunConfig(), overrides), images=10)
 
 
 def test_cost_of_the_published_recipe() -> None:
