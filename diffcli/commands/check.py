@@ -5,12 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffcli.backbone.locate import describe_source
-from diffcli.config.settings import (
-    DataConfig,
-    DomainConfig,
-    RunConfig,
-    TrainConfig,
-)
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import DataConfig, RunConfig, TrainConfig
 from diffcli.core.costs import count_costs, validations
 from diffcli.data.dataset import open_domain
 from diffcli.errors import DiffError

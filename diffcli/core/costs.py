@@ -6,7 +6,8 @@ from none to all of them.
 
 from typing import NamedTuple
 
-from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, Size, TrainConfig
+from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.config.size import Size
 
 
 class Cost(NamedTuple):
