@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from diffcli.classes import IGNORE_ID
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import DiffError
-from diffcli.prediction.inference import network_image, open_run, wanted_domains
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
+from diffcli.prediction.inference import network_image
 from diffcli.prediction.inputs import Job, Read
 from diffcli.prediction.segmenter import Predictor
 from diffcli.runs.folder import RUNS, find_run
+from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 
 Counts = NDArray[np.int64]
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="images a domain")
     options = parser.parse_args()
     trained = open_run(find_run(options.run, runs=RUNS))
-    entries = wanted_domains(trained, options.domain, None, otherwise=trained.config.data.eval)
+    entries = wanted_domains(trained, DomainChoice(names=options.domain))
     model = trained.load_model()
     predictor = Predictor(model, trained.config.eval, samples=options.samples, confidence=True)
     rows = []
