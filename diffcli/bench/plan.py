@@ -17,8 +17,8 @@ from diffcli.config.settings import (
     InversionConfig,
     ModelConfig,
     RunConfig,
-    Size,
 )
+from diffcli.config.size import Size
 from diffcli.errors import ConfigError
 from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from diffcli.bench.cases import Case, Measurement, Work, measure_all
 from diffcli.bench.plan import OWN, Plan, baseline_of, default_config, list_cases, machine, record
 from diffcli.config.file import override
-from diffcli.config.settings import PixelSize, RunConfig
+from diffcli.config.settings import RunConfig
+from diffcli.config.size import PixelSize
 from diffcli.errors import ConfigError
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device

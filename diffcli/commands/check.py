@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.backbone.locate import describe_source
-from diffcli.config.settings import (
-    DataConfig,
-    DomainConfig,
-    EvalConfig,
-    InversionConfig,
-    RunConfig,
-    Size,
-    TrainConfig,
-)
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import DataConfig, EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.config.size import Size
 from diffcli.data.dataset import open_domain
 from diffcli.errors import DiffError
 from diffcli.runtime import console

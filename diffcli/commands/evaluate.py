@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from diffcli import __version__
-from diffcli.config.settings import DomainConfig, EvalConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
@@ -36,6 +37,7 @@ from diffcli.files import write_text
 from diffcli.runs.folder import PICTURE, REPORT
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
@@ -148,7 +150,7 @@ def _evaluate(
     distributed.require_same([domain.samples for domain in domains], what="samples")
     distributed.broadcast(lambda: _make_folder(folder))
     model, settings = trained.load_model(device=device), trained.config.eval
-    workers = trained.config.runtime.data_workers
+    workers = resolve_data_workers(trained.config.runtime.data_workers)
 
     def score(domain: Domain) -> DomainScores | None:
         try:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from diffcli.config.settings import PixelSize, Size
+from diffcli.config.size import PixelSize, Size
 from diffcli.errors import ConfigError
 from diffcli.export.folder import refuse_foreign, write_folder
 from diffcli.export.networks import AGREEMENT, export_networks

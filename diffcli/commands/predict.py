@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.files import Outcome, first_line, merged, segment_files
