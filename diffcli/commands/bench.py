@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from diffcli.bench.cases import Case, Measurement, Work, measure_all
 from diffcli.bench.plan import OWN, Plan, baseline_of, default_config, list_cases, machine, record
 from diffcli.config.file import override
 from diffcli.config.settings import RunConfig
-from diffcli.config.size import PixelSize
+from diffcli.config.size import size_option
 from diffcli.errors import ConfigError
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device
@@ -85,16 +84,12 @@ def parse_plan(request: Request) -> Plan:
     batches = _listed(batch_sizes)
     if not all(text.isdigit() and int(text) for text in batches):
         raise ConfigError(f"--batch-sizes {batch_sizes!r}: numbers above 0", hint="for example 1,4")
-    try:
-        pixels = None if size is None else TypeAdapter(PixelSize).validate_python(size)
-    except ValidationError as error:
-        raise ConfigError(f"--size {size!r} cannot be read", hint="WIDTHxHEIGHT, as in 1024x512") from error
     return Plan(
         works[work],
         _listed(schedules),
         _listed(request.precisions),
         [*map(int, batches)],
-        pixels,
+        None if size is None else size_option("--size", size),
         request.repeats,
     )
 
