@@ -18,6 +18,6 @@ def test_a_size_is_width_x_height(text: str) -> None:
 def test_what_is_not_a_size(text: str) -> None:
     with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
         parse_size(text)
-    with pytest.raises(ConfigError, match="--tile .*: not a size") as caught:
+    with pytest.raises(ConfigError, match=r"--tile .*: not a size") as caught:
         size_option("--tile", text)
     assert caught.value.hint == "WIDTHxHEIGHT, as in --tile 1024x512"
