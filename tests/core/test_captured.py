@@ -75,7 +75,7 @@ def test_steps_that_are_alike_share_a_recording(
     assert len(backbone.network.captures) == 2
 
 
-# --- on a GPU ----------------------------------------------------------------------------------------------------------
+# --- on a GPU ---------------------------------------------------------------------------------------------------
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
