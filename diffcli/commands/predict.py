@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config.settings import EvalConfig
-from diffcli.config.size import Size
+from diffcli.config.size import size_option
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.files import Outcome, first_line, merged, segment_files
@@ -72,7 +72,7 @@ def _run_trained(request: Request, run: Path) -> None:
     """What `run` does, by a trained run."""
     output, skip_existing, overrides = request.output, request.skip_existing, request.overrides
     jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
-    tiles = None if request.tile is None else parse_tile(request.tile)
+    tiles = None if request.tile is None else size_option("--tile", request.tile)
 
     from diffcli.prediction.segmenter import Predictor
     from diffcli.runs.opening import (
@@ -189,14 +189,6 @@ def _run_exported(request: Request, model: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- options
-
-
-def parse_tile(text: str) -> Size:
-    """WIDTHxHEIGHT as a size. Raises ConfigError where it is none."""
-    width, _, height = text.lower().replace("×", "x").partition("x")
-    if not (width.strip().isdecimal() and height.strip().isdecimal()):
-        raise ConfigError(f"--tile {text}: not a size", hint="WIDTHxHEIGHT, as in --tile 1024x1024")
-    return Size(int(width), int(height))
 
 
 def parse_batch(text: str | None, *, otherwise: int) -> int | None:
