@@ -63,7 +63,7 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
     """
     found, faults = find_data(config.data, classes=config.model.classes)
     try:
-        backbone = describe_source(config.model.backbone)
+        backbone = describe_source(config.model.backbone, last_timestep=config.model.inversion.last_timestep)
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)

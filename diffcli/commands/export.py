@@ -9,18 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from diffusers import DDIMScheduler
 from pydantic import TypeAdapter, ValidationError
 
 from diffcli import __version__
-from diffcli.backbone import hub
-from diffcli.backbone.loading import open_source, quiet, resolve_prediction_type
-from diffcli.backbone.pipeline_folder import WEIGHT_STEMS, PipelineFolder
-from diffcli.backbone.single_file import PREFIXES, SingleFile
-from diffcli.backbone.unet_weights import check_unet_weights
-from diffcli.backbone.weight_files import read_header
-from diffcli.config.settings import EMBEDDED, BackboneConfig, PixelSize, Size, as_plain
+from diffcli.backbone.locate import cached_commit
+from diffcli.backbone.saving import save_backbone
+from diffcli.config.settings import EMBEDDED, PixelSize, Size, as_plain
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DiffError
 from diffcli.export.networks import (
@@ -36,8 +30,6 @@ from diffcli.export.runner import Kind
 from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
-
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
 def run(
@@ -118,8 +110,9 @@ def write_folder(trained: OpenRun, output: Path, *, with_backbone: bool) -> dict
 def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, name: str) -> dict[str, Any]:
     """Weights and settings, for `--run` and `diffcli.load`; what is told of them."""
     shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
-    included = with_backbone and _write_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
-    facts = _facts(trained, included=included)
+    if with_backbone:
+        save_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
+    facts = _facts(trained, included=with_backbone)
     _write_json(folder / EXPORT_CONFIG, _settings(trained))
     _write_json(folder / EXPORT_FACTS, facts)
     (folder / "README.md").write_text(_readme(trained, facts, name=name), encoding="utf-8")
@@ -195,73 +188,6 @@ def _unwritable(output: Path, error: OSError) -> DiffError:
     )
 
 
-# ------------------------------------------------------------------------------------------ the frozen model
-
-
-def _write_backbone(config: BackboneConfig, folder: Path) -> bool:
-    """Copy the frozen model as a folder of components, in the precision that it has; True.
-
-    Raises:
-        BackboneError: it is not there, or incomplete.
-    """
-    source = open_source(config)
-    source.check(skip_unet_weights=not config.own_unet_weights)
-    if isinstance(source, PipelineFolder):
-        _copy_components(source, folder, unet_weights=config.own_unet_weights)
-    else:
-        _convert_file(source, config, folder)
-    if config.unet_weights is not None:
-        _replace_unet(config, folder)
-    PipelineFolder(folder, config.variant).check(skip_unet_weights=config.random_weights)
-    return True
-
-
-def _replace_unet(config: BackboneConfig, folder: Path) -> None:
-    """Put the file of `unet_weights` where the U-Net's own weights would lie, in its own precision."""
-    assert config.unet_weights is not None
-    unet = folder / "unet"
-    check_unet_weights(config.unet_weights, PipelineFolder(folder).config("unet"))
-    for path in unet.glob("*.safetensors*"):  # of a converted single file
-        path.unlink()
-    variant = f".{config.variant}" if config.variant else ""
-    shutil.copyfile(config.unet_weights.expanduser(), unet / f"{WEIGHT_STEMS['unet']}{variant}.safetensors")
-
-
-def _copy_components(source: PipelineFolder, folder: Path, *, unet_weights: bool) -> None:
-    """Settings, tokenizer and the weights that are read; other variants and the safety checker stay behind."""
-    files = [path for path in (source.folder / "model_index.json",) if path.is_file()]
-    for component in ("tokenizer", "scheduler"):
-        files += sorted(path for path in (source.folder / component).iterdir() if path.is_file())
-    for component in ("unet", "vae", "text_encoder"):
-        files += sorted((source.folder / component).glob("*.json"))
-        if unet_weights or component != "unet":
-            files += source.weights(component)[1]
-    for path in files:
-        target = folder / path.relative_to(source.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-
-def _convert_file(source: SingleFile, config: BackboneConfig, folder: Path) -> None:
-    """A single file as a folder of components; what its U-Net predicts is written into the scheduler's settings."""
-    scheduler: DDIMScheduler = source.load_scheduler()
-    if config.prediction_type != "as_epsilon":
-        scheduler.register_to_config(prediction_type=resolve_prediction_type(config, source))
-    with quiet():
-        source.load_unet(_dtype(source, "unet")).save_pretrained(folder / "unet")
-        source.load_vae(_dtype(source, "vae")).save_pretrained(folder / "vae")
-        source.load_text_encoder().to(_dtype(source, "text_encoder")).save_pretrained(folder / "text_encoder")
-        source.load_tokenizer().save_pretrained(folder / "tokenizer")
-        scheduler.save_pretrained(folder / "scheduler")
-
-
-def _dtype(source: SingleFile, component: str) -> torch.dtype:
-    """The precision of a component in a single file; float32 where it is none of the usual."""
-    header = read_header(source.path)
-    kinds = (str(tensor["dtype"]) for name, tensor in header.items() if name.startswith(PREFIXES[component]))
-    return next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), torch.float32)
-
-
 # ---------------------------------------------------------------------------------------------- the settings
 
 
@@ -299,20 +225,12 @@ def _base_model(trained: OpenRun, *, included: bool) -> dict[str, Any]:
     return {
         "source": config.source,
         "revision": config.revision,
-        "commit": _commit(config),
+        "commit": cached_commit(config),
         "variant": config.variant,
         "unet_weights": str(config.unet_weights) if config.unet_weights else None,
         "fingerprint": trained.checkpoint.info.get("fingerprint"),
         "included": included,
     }
-
-
-def _commit(config: BackboneConfig) -> str | None:
-    """The commit of a hub id, as far as the local cache knows it."""
-    if config.source == EMBEDDED or Path(config.source).expanduser().exists():
-        return None
-    folder = hub.cached(config.source, revision=config.revision)
-    return folder.name if folder is not None else None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.family import check_timesteps
 from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
 from diffcli.config.settings import InversionConfig
 from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
@@ -103,6 +104,7 @@ class DiffusionFeatureExtractor:
         self.kinds = kinds
         self.stages = tuple(stages)
         self.schedule = InversionSchedule.from_config(config.resolved_schedule())
+        check_timesteps(len(backbone.alphas_cumprod), config.last_timestep, where="model.inversion.schedule")
         self.layers = feature_layers(backbone.unet, stages=stages, kinds=kinds)
 
     @property

