@@ -2,8 +2,8 @@
 
 Makes the measurements of `diff bench` with a full-size U-Net of random weights (nothing is downloaded) and prints each
 beside its target; under ten minutes on an H100. Exit code 0 when every target is met, 1 when one is missed, 2 without
-CUDA. `--compile` measures all of it with the U-Net compiled (train.compile), which takes minutes more. `--try` goes the
-same way at toy size on any machine: that shows that the script works and nothing about speed.
+CUDA. `--compile` measures all of it with the U-Net compiled (runtime.compile), which takes minutes more. `--try` runs
+the same steps at toy size on any machine: it shows that the script works and says nothing about speed.
 """
 
 import argparse
@@ -65,24 +65,25 @@ def records(
 ) -> list[dict[str, Any]]:
     """What `diff bench --json` says of diffcli's own rows; those of the baseline are measured beside them."""
     from diffcli.bench.cases import measure_all
+    from diffcli.bench.plan import default_config, list_cases, record
     from diffcli.commands import bench
     from diffcli.config.file import override
 
     architecture = "tiny" if toy else "sd21"
-    plan = bench.parse_plan(
+    request = bench.Request(
         work=work,
         schedules="one" if toy else "paper",
-        precisions="auto",
         batch_sizes=batch_sizes,
         size=size,
         repeats=repeats,
     )
-    settings = override(bench.default_config(architecture), [f"train.compile={str(compiled).lower()}"])
+    plan = bench.parse_plan(request)
+    settings = override(default_config(architecture), [f"runtime.compile={str(compiled).lower()}"])
     wanted = "compiled" if compiled else "diffcli"
-    cases = bench.list_cases(settings, plan, random_weights=architecture, place=torch.device(device))
+    cases = list_cases(settings, plan, random_weights=architecture, place=torch.device(device))
     cases = [case for case in cases if case.code in ("baseline", wanted)]
     rows = list(zip(cases, measure_all(cases), strict=True))
-    return [bench.record(row, rows) for row in rows if row[0].code == wanted]
+    return [record(row, rows) for row in rows if row[0].code == wanted]
 
 
 def at_least(what: str, value: float, target: float, *, unit: str = "x") -> tuple[str, str, str, bool]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
 from diffcli.data.batches import single_threaded
@@ -102,7 +103,7 @@ def evaluate_domain(
         _count(tally, model, domain, config, workers=workers, progress=progress)
         return tally
 
-    tally = _merged(distributed.gather(count_share))
+    tally = _merged(distributed.all_gather(count_share))
     shown = tally.shown
     if shown is None:
         raise tally.problems[0].error
@@ -115,7 +116,7 @@ def evaluate_domain(
         counts=tally.matrix.counts,
         scores=tally.matrix.scores(),
         image_iou=tally.image_iou,
-        shown=distributed.from_main(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
+        shown=distributed.broadcast(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
         seconds_per_image=tally.seconds / count,
         evaluations_per_image=tally.evaluations / count,
         size=config.size,
@@ -133,7 +134,7 @@ def _count(
 ) -> None:
     """Segment this process's share of the samples into the tally."""
     evaluations, done = model.extractor.backbone.evaluations, 0
-    own = distributed.share(range(len(domain)), chunk=config.batch_size)
+    own = distributed.shard(range(len(domain)), chunk=config.batch_size)
     for batch in _equal_batches(domain, own, config, workers=workers):
         good = [sample for sample in batch if isinstance(sample, _Loaded)]
         started = time.perf_counter()

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.data.transforms import resize_image
 from diffcli.errors import DiffError
@@ -56,7 +57,7 @@ def refuse_not_finite(output: Tensor, *, model: SegmentationModel, where: str) -
         raise DiffError(
             f"the network's output is not finite in {model.precision}",
             where=where,
-            hint="compute more precisely: --set train.precision=float32 (or bf16, where the GPU has it)",
+            hint="compute more precisely: --set runtime.precision=float32 (or bf16, where the GPU has it)",
         )
 
 

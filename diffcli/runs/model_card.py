@@ -9,7 +9,8 @@ import yaml
 
 from diffcli import __version__
 from diffcli.backbone.hub import cached_folder
-from diffcli.config.settings import EMBEDDED, DomainConfig, RunConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import EMBEDDED, RunConfig
 
 LICENCES = {
     EMBEDDED: "mit",

@@ -3,20 +3,21 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config.file import load_config, override
-from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, TrainConfig
-from diffcli.core.model import SegmentationModel, build_model
-from diffcli.errors import CheckpointError
+from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
+from diffcli.core.model import DTYPES, SegmentationModel, build_model
+from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
-from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, check_files
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
-from diffcli.runtime.device import resolve_device, resolve_precision
+from diffcli.runtime.device import resolve_backbone_precision, resolve_device, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,61 @@ class OpenRun:
             BackboneError: the diffusion model cannot be loaded.
             CheckpointError: the weights do not fit the (overridden) model settings.
         """
-        train = self.config.train
-        place = resolve_device(device or train.device)
-        chosen = resolve_precision(precision or train.precision, place)
-        model = build_model(self.config.model, device=place, precision=chosen, seed=train.seed)
+        runtime = self.config.runtime
+        place = resolve_device(device or runtime.device)
+        chosen = resolve_precision(precision or runtime.precision, place)
+        model = build_model(
+            self.config.model,
+            device=place,
+            precision=chosen,
+            backbone_precision=resolve_backbone_precision(
+                runtime.backbone_precision, precision=chosen, device=place
+            ),
+            seed=self.config.train.seed,
+            max_unet_batch=runtime.max_unet_batch,
+        )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        if train.compile:
-            compile_unet(model)
+        prepare_unet(model, runtime)
         return model
 
 
-def compile_unet(model: SegmentationModel) -> None:
-    """Have the U-Net compiled at its first use, and say so: it is waited for."""
-    console.say("the U-Net is compiled at its first use, which takes a minute or more")
-    model.compile()
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+    """Check the backbone's precision, then capture and compile the U-Net as the settings say.
+
+    What is waited for, or differs from what was expected, is reported.
+
+    Raises:
+        ConfigError: CUDA graphs are asked for on another device.
+    """
+    on_cuda = model.device.type == "cuda"
+    backbone = model.extractor.backbone
+    if runtime.backbone_precision == "auto" and DTYPES[model.precision] != backbone.dtype:
+        settle_precision(model)
+    if runtime.cuda_graphs is True and not on_cuda:
+        raise ConfigError(
+            f"runtime.cuda_graphs is true, but the device is {model.device}",
+            hint="auto uses CUDA graphs wherever the device is a CUDA GPU",
+        )
+    if runtime.cuda_graphs and on_cuda:
+        model.capture()
+    if runtime.compile:
+        console.say("the U-Net is compiled at its first use, which takes a minute or more")
+        model.compile()
+
+
+def settle_precision(model: SegmentationModel) -> None:
+    """Keep the backbone's precision where a test image stays finite in it; else take the trained half's."""
+    if not model.extractor.is_finite():
+        console.say(f"features overflow in fp16: the diffusion model runs in {model.precision}")
+        model.extractor.backbone.cast(DTYPES[model.precision])
 
 
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     """Read a run's settings and weights.
 
-    Its training device and precision are forgotten: it may have been trained on another machine. An exported folder
-    that holds the frozen model uses that one.
+    Its `runtime` settings are not read: it may have been trained on another machine. An exported folder that holds
+    the frozen model uses that one.
 
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
@@ -80,10 +114,11 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     path = Path(path)
     weights = locate_checkpoint(path)
     checkpoint = read_checkpoint(weights)
+    _check_exported(path)
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
-    config = config.model_copy(update={"model": model, "train": TrainConfig(seed=config.train.seed)})
+    config = config.model_copy(update={"model": model, "runtime": RuntimeConfig()})
     return OpenRun(path, weights, checkpoint, override(config, overrides))
 
 
@@ -106,6 +141,22 @@ def locate_checkpoint(path: Path) -> Path:
         where=str(path),
         hint="give a run folder (diff train makes one under runs/) or a folder that diff export wrote",
     )
+
+
+def _check_exported(path: Path) -> None:
+    """An exported folder holds what was written into it.
+
+    Raises:
+        CheckpointError: its facts are damaged, or a file does not match its checksum.
+    """
+    facts = path / EXPORT_FACTS
+    if not facts.is_file():
+        return
+    try:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8"))["checksums"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
+    check_files(path, checksums)
 
 
 def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:

@@ -18,9 +18,9 @@ from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically, write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
-from diffcli.runs.opening import compile_unet
+from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
-from diffcli.runtime.device import resolve_precision
+from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import parameter_groups
 
@@ -47,7 +47,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint and, in a file of its own, all that resuming needs; the processes wait for it."""
-        with distributed.together():
+        with distributed.raise_together():
             if self.accelerator.is_main_process:
                 self._write()
 
@@ -99,13 +99,23 @@ def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel
     Raises:
         BackboneError: the diffusion model cannot be found or does not fit.
     """
-    precision = resolve_precision(config.train.precision, accelerator.device)
-    console.say(
-        f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
+    precision = resolve_precision(config.runtime.precision, accelerator.device)
+    backbone_precision = resolve_backbone_precision(
+        config.runtime.backbone_precision, precision=precision, device=accelerator.device
     )
-    model = build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
-    if config.train.compile:
-        compile_unet(model)
+    console.say(
+        f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in "
+        f"{backbone_precision}"
+    )
+    model = build_model(
+        config.model,
+        device=accelerator.device,
+        precision=precision,
+        backbone_precision=backbone_precision,
+        seed=config.train.seed,
+        max_unet_batch=config.runtime.max_unet_batch,
+    )
+    prepare_unet(model, config.runtime)
     return model
 
 

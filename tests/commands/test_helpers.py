@@ -165,3 +165,14 @@ def test_an_incomplete_installation_is_reported(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(BackboneError, match="install diffcli again"):
         weights.describe_source(BackboneConfig(source="embedded"))
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "link.yaml"])
+def test_init_replaces_yaml_files_only(cli: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    (tmp_path / "link.yaml").symlink_to("thesis.docx")
+    refused = cli("init", name, "--force")
+    assert refused.returncode == 1
+    assert f"error: {name}: " in refused.stderr
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+    assert (tmp_path / "link.yaml").is_symlink()
