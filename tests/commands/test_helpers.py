@@ -1,15 +1,19 @@
 """diff init, check, domains and doctor, as a user meets them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
 from diffcli.config.file import load_config, override
 from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
 from diffcli.errors import BackboneError
+from tests.fixtures.models import PARITY_DATA
+from tests.fixtures.sd_layouts import put_into_cache
 
 SMALL = """
 name: small
@@ -80,23 +84,19 @@ def costs(*overrides: str) -> dict[str, Cost]:
     return count_costs(override(RunConfig(), overrides), images=10)
 
 
-def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    unet = tmp_path / "hub" / "models--some--model" / "snapshots" / "1" / "unet"
-    unet.mkdir(parents=True)
-    (unet / "diffusion_pytorch_model.safetensors").touch()
+def test_check_says_where_the_diffusion_model_comes_from(
+    cli: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(PARITY_DATA / "tiny-sd", tmp_path / "folder")
+    put_into_cache(tmp_path / "hub", "some/model", PARITY_DATA / "tiny-sd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for source, words in {
         "folder": str(tmp_path / "folder"),
-        "some/model": "some/model (in the cache)",
+        "some/model": "some/model (in the cache, commit c0ffee)",
         "other/model": "other/model (to be downloaded on first use)",
     }.items():
-        result = cli(
-            "check",
-            small,
-            "--set",
-            f"model.backbone.source={source}",
-            env={"HF_HUB_CACHE": str(tmp_path / "hub")},
-        )
+        result = cli("check", small, "--set", f"model.backbone.source={source}")
         assert result.returncode == 0, result.stderr
         assert f"backbone    {words}\n" in result.stdout
     for source in ("./nowhere", "nowhere.safetensors", "some/where/else"):
