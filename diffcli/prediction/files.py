@@ -7,28 +7,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
 
 from diffcli.drawing.pictures import Pixels, blend
 from diffcli.errors import DataError, DiffError
 from diffcli.prediction.inputs import READ_AHEAD_BYTES, Failure, Job, Read, Reader
-from diffcli.prediction.outputs import VIDEO_KIND, Outputs, Planes
+from diffcli.prediction.outputs import VIDEO_KIND, Outputs
+from diffcli.prediction.planes import Planes
+from diffcli.prediction.segmenter import Segmenter
 from diffcli.prediction.video import Video, VideoFile, count_frames, open_video
 from diffcli.prediction.writers import Manifest, WriterPool
 from diffcli.runtime import console
 
 CUT_SHORT = 0.9
 """A video breaks off where fewer than this share of the frames that it says it holds can be decoded."""
-
-
-class Model(Protocol):
-    """What segments: `diffcli.prediction.segmenter.Predictor`, or anything else that gives planes for images."""
-
-    batch_size: int
-    """Images of one size that it takes at once; may change while it works."""
-
-    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
-        """Planes of images of one size, in order."""
 
 
 @dataclass
@@ -60,7 +51,7 @@ def merged(outcomes: Sequence[Outcome], jobs: Sequence[Job]) -> Outcome:
 
 
 def segment_files(
-    model: Model,
+    segmenter: Segmenter,
     jobs: Sequence[Job],
     *,
     reader: Reader,
@@ -81,7 +72,7 @@ def segment_files(
     started = time.monotonic()
     total = sum(count_frames(job.image) if job.is_video else 1 for job in jobs)
     with console.progress("predict", total, unit="images") as bar, WriterPool() as pool:
-        work = _Work(model, reader, outputs, manifest, skip_existing, pool, bar)
+        work = _Work(segmenter, reader, outputs, manifest, skip_existing, pool, bar)
         for videos, group in groupby(jobs, lambda job: job.is_video):
             if videos:
                 for job in group:
@@ -96,7 +87,7 @@ def segment_files(
 class _Work:
     """The parts of one call, and its outcome so far."""
 
-    model: Model
+    segmenter: Segmenter
     reader: Reader
     outputs: Outputs
     manifest: Manifest
@@ -176,7 +167,7 @@ class _Work:
         for batch in self._batches(reads):
             started, shared, done = time.perf_counter(), 0.0, 0
             try:
-                for read, planes in zip(batch, self.model.predict(batch), strict=True):
+                for read, planes in zip(batch, self.segmenter.segment(batch), strict=True):
                     elapsed = time.perf_counter() - started
                     if done == 0:  # the network ran for the whole batch
                         shared = elapsed = elapsed / len(batch)
@@ -203,7 +194,7 @@ class _Work:
                 yield batch
                 batch = []
             batch.append(read)
-            if len(batch) >= self.model.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
+            if len(batch) >= self.segmenter.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
                 yield batch
                 batch = []
         if batch:
