@@ -18,6 +18,8 @@ from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataErro
 from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 from diffcli.runtime.signals import Stop
+from diffcli.training.samples import open_domains, training_set
+from diffcli.training.trainer import Trainer
 
 TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 
@@ -78,7 +80,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 class StopAt(Stop):
     """A Ctrl-C that comes in a known iteration."""
 
-    def __init__(self, trainer: train.Trainer, iteration: int) -> None:
+    def __init__(self, trainer: Trainer, iteration: int) -> None:
         self.trainer, self.iteration = trainer, iteration
 
     @property
@@ -205,8 +207,8 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
         train__rare_class_sampling=None,
         train__seed=seed,
     )
-    source, _ = train._open_domains(config)
-    samples = train._training_set(config, source, None)
+    source, _ = open_domains(config)
+    samples = training_set(config, source, None)
     for draw in range(4):
         try:
             samples[draw]

@@ -25,6 +25,7 @@ from diffcli.errors import DataError
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
+from diffcli.training.samples import open_domains, training_set
 
 TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 ROOT = Path(__file__).parents[2]
@@ -220,8 +221,8 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
 ) -> None:
     """A damaged picture that rank 1 meets first: rank 0 saves what was reached, and both end."""
     config = training(pictures, iterations=20)
-    source, _ = train._open_domains(config)
-    samples = train._training_set(config, source, None)
+    source, _ = open_domains(config)
+    samples = training_set(config, source, None)
     damaged = pictures / "images" / f"{samples[3]['id']}.png"
     damaged.write_bytes(b"not a picture")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
