@@ -15,6 +15,7 @@ from diffcli.config.settings import ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
+from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.runtime.device import Precision
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -148,7 +149,7 @@ def join(
 
 def to_model_range(images: Tensor) -> Tensor:
     """B,H,W,3 uint8 to B,3,H,W float32 in [-1,1]."""
-    return (images.movedim(-1, 1).float() - 127.5) / 127.5
+    return (images.movedim(-1, 1).float() - PIXEL_MEAN) / PIXEL_SCALE
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, value: float) -> Tensor:

@@ -1,7 +1,7 @@
 """What is known of one image after it was segmented, and how class maps become it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cv2
@@ -70,26 +70,26 @@ class NumpyArrays:
     """`Arrays` of NumPy, for networks that run without PyTorch and for blended tiles."""
 
     @staticmethod
-    def resize(plane: Plane, size: tuple[int, int]) -> Plane:  # noqa: D102
+    def resize(plane: Plane, size: tuple[int, int]) -> Plane:
         if plane.shape == size:
             return plane
         return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
 
     @staticmethod
-    def softmax(maps: Plane) -> Plane:  # noqa: D102
+    def softmax(maps: Plane) -> Plane:
         powers = np.exp(maps - maps.max(axis=0))
         return np.asarray(powers / powers.sum(axis=0), dtype=np.float32)
 
     @staticmethod
-    def where(chosen: Any, yes: Any, no: Any) -> Any:  # noqa: D102
+    def where(chosen: Any, yes: Any, no: Any) -> Any:
         return np.where(chosen, yes, no)
 
     @staticmethod
-    def zeros(like: Any) -> Pixels:  # noqa: D102
+    def zeros(like: Any) -> Pixels:
         return np.zeros(like.shape, dtype=np.uint8)
 
     @staticmethod
-    def numpy(plane: NDArray[Any]) -> NDArray[Any]:  # noqa: D102
+    def numpy(plane: NDArray[Any]) -> NDArray[Any]:
         return plane
 
 
@@ -138,5 +138,14 @@ def planes_of(
 
 def stack_bands(bands: Sequence[Planes]) -> Planes:
     """The planes of an image from those of its bands, from top to bottom."""
-    columns = ([getattr(band, field.name) for band in bands] for field in fields(Planes))
-    return Planes(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+    def stack(planes: Sequence[Plane | None]) -> Plane | None:
+        given = [plane for plane in planes if plane is not None]
+        return np.concatenate(given) if given else None
+
+    return Planes(
+        np.concatenate([band.mask for band in bands]),
+        confidence=stack([band.confidence for band in bands]),
+        score=stack([band.score for band in bands]),
+        uncertainty=stack([band.uncertainty for band in bands]),
+    )

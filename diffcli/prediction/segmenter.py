@@ -43,13 +43,15 @@ class OutOfMemory(Exception):
 class Network(Protocol):
     """Images of one size to class maps."""
 
-    arrays: Arrays
-    """What computes with its maps."""
     classes: int
     multiple: int
     """The sides of tiles are multiples of this; 0 for a network of one fixed size, which takes no tiles."""
     gives_probabilities: bool
     """Maps are means of softmax maps, not logits."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """What computes with its maps."""
 
     @property
     def device(self) -> object:
@@ -172,7 +174,9 @@ class Segmenter:
                 start += 1
                 continue
             pixels = math.prod(images[start].image.shape[:2])
-            count = min(self.batch_size, self.network.batch_for(pixels)) if self.finds_batch else self.batch_size
+            count = (
+                min(self.batch_size, self.network.batch_for(pixels)) if self.finds_batch else self.batch_size
+            )
             batch = images[start : start + count]
             try:
                 done = self._in_one_piece(batch)

@@ -16,7 +16,7 @@ from diffcli.core.model import SegmentationModel, to_model_range
 from diffcli.core.noise_field import field_noise
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import DiffError
-from diffcli.prediction.segmenter import Maps, OutOfMemory
+from diffcli.prediction.segmenter import Maps, OutOfMemory, Segmenter
 from diffcli.runtime.memory import is_out_of_memory
 
 LARGEST_BATCH = 32
@@ -33,24 +33,24 @@ class TorchArrays:
     """`diffcli.prediction.planes.Arrays` of PyTorch, on the maps' own device."""
 
     @staticmethod
-    def resize(plane: Tensor, size: tuple[int, int]) -> Tensor:  # noqa: D102
+    def resize(plane: Tensor, size: tuple[int, int]) -> Tensor:
         resized: Tensor = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
         return resized
 
     @staticmethod
-    def softmax(maps: Tensor) -> Tensor:  # noqa: D102
+    def softmax(maps: Tensor) -> Tensor:
         return maps.softmax(0)
 
     @staticmethod
-    def where(chosen: Tensor, yes: Any, no: Any) -> Tensor:  # noqa: D102
+    def where(chosen: Tensor, yes: Any, no: Any) -> Tensor:
         return torch.where(chosen, yes, no)
 
     @staticmethod
-    def zeros(like: Tensor) -> Tensor:  # noqa: D102
+    def zeros(like: Tensor) -> Tensor:
         return torch.zeros_like(like, dtype=torch.uint8)
 
     @staticmethod
-    def numpy(plane: Tensor) -> NDArray[Any]:  # noqa: D102
+    def numpy(plane: Tensor) -> NDArray[Any]:
         plane = plane.float() if plane.is_floating_point() else plane
         return np.asarray(plane.cpu().numpy())
 
@@ -140,7 +140,8 @@ class TrainedNetwork:
         settings = self.settings
         once = self._plain(origin)
         if self.averages_variants:
-            variants = [(scale, mirrored) for scale in settings.scales for mirrored in (False, True)[: 1 + settings.flip]]
+            mirrors = (False, True) if settings.flip else (False,)
+            variants = [(scale, mirrored) for scale in settings.scales for mirrored in mirrors]
             total = torch.zeros((), device=self.device)
             for scale, mirrored in variants:
                 total = total + varied(
@@ -169,6 +170,11 @@ class TrainedNetwork:
         return lambda images, names, references: self.model.logits(
             images, identities=names, references=references, noise_source=noise
         )
+
+
+def trained_segmenter(model: SegmentationModel, settings: EvalConfig) -> Segmenter:
+    """The segmenter of a trained model with its run's settings, as eval, compare, submit and training use it."""
+    return Segmenter(TrainedNetwork(model, settings), settings, batch=settings.batch_size)
 
 
 def varied(
