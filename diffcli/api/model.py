@@ -118,10 +118,8 @@ def _mask(
 ) -> Pixels:
     pixels = any_image(image)
     if identity is None:
-        if isinstance(image, str | Path):
-            identity = Path(image).stem
-        else:
-            identity = content_identity(torch.from_numpy(pixels))
+        is_file = isinstance(image, str | Path)
+        identity = Path(str(image)).stem if is_file else content_identity(torch.from_numpy(pixels))
     seen = at_network_size(pixels, segmenter.settings.size)
     [planes] = segmenter.segment([_Image(seen, (pixels.shape[0], pixels.shape[1]), identity, reference)])
     return planes.mask

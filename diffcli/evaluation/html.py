@@ -71,7 +71,7 @@ def html_report(
             *_settings(about),
         ]
     )
-    title = f"{escape(str(about['run']))} – evaluation"
+    title = f"{escape(str(about.get('run', '')))} – evaluation"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
@@ -83,8 +83,9 @@ def _head(about: Mapping[str, Any], scores: Sequence[DomainScores]) -> Iterator[
     facts = [
         f"{key} {about[key]}"
         for key in ("checkpoint", "iteration", "backbone", "precision", "device", "time")
+        if key in about
     ]
-    yield f"<h1>{escape(str(about['run']))}</h1><p>{escape(' · '.join(facts))}</p>"
+    yield f"<h1>{escape(str(about.get('run', '')))}</h1><p>{escape(' · '.join(facts))}</p>"
     for entry in (entry for entry in about["domains"] if entry["class_match"]):
         match = ClassMatch.model_validate(entry["class_match"])
         yield f'<div class="warning">{escape(entry["name"])}: {escape(str(match))}</div>'
