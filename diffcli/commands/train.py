@@ -56,15 +56,15 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     """
     name, settings = config.name or config_name, dump_config(config)
     unfinished = (
-        distributed.from_main(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
+        distributed.broadcast(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
     )
     accelerator = build_accelerator(config.train, runs=runs)
     source, targets = open_domains(config)
-    samples = training_set(config, source, distributed.from_main(lambda: count_classes(config, source)))
-    with distributed.together():
+    samples = training_set(config, source, distributed.broadcast(lambda: count_classes(config, source)))
+    with distributed.raise_together():
         model = load_model(config, accelerator)
     # last: what fails before leaves no folder
-    folder = unfinished or distributed.from_main(lambda: create_run(name, runs=runs))
+    folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
     trainer = build_trainer(
         config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
     )
@@ -72,7 +72,7 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
         write_text(folder / CONFIG, dump_config(config))
         write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
     if resume:
-        with distributed.together():
+        with distributed.raise_together():
             trainer.restore()
     with graceful_stop() as stop:
         fit(trainer, stop)

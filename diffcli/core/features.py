@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.unet import FeatureKinds, FeatureLayer, Maps, feature_layers
+from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
 from diffcli.config.settings import InversionConfig
 from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
 
@@ -181,12 +181,6 @@ class DiffusionFeatureExtractor:
             )
             for reference in references or [None] * len(latent)
         ]
-        maps: Maps = {}
-
-        def evaluate(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor | None:
-            maps.clear()
-            return self._evaluate(index, latents, prompts, maps)
-
         for step in invert(
             latent,
             backbone=self.backbone,
@@ -194,32 +188,11 @@ class DiffusionFeatureExtractor:
             groups=groups,
             config=config,
             noise=noise,
-            evaluate=evaluate,
+            layers=self.layers,
+            max_unet_batch=config.max_unet_batch,
         ):
             if step.index in self.schedule.save_steps:
-                yield from self._reduced(step, maps, batch=len(latent))
-
-    def _evaluate(self, index: int, latents: Tensor, prompts: Sequence[str], maps: Maps) -> Tensor | None:
-        """All rows of a step, at most `max_unet_batch` at once; a saved step's maps go into `maps`.
-
-        The last step's noise prediction is never used, so the U-Net is left behind its last tapped layer.
-        """
-        wanted = self.layers if index in self.schedule.save_steps else ()
-        last = index == self.schedule.evaluated_steps - 1
-        limit = self.config.max_unet_batch
-        eps: list[Tensor] = []
-        kept: list[Maps] = []
-        for start in range(0, len(latents), limit):
-            rows = slice(start, start + limit)
-            noise, found = self.backbone.evaluate(
-                latents[rows], self.schedule.timesteps[index], prompts[rows], layers=wanted, noise=not last
-            )
-            kept.append(found)
-            if noise is not None:
-                eps.append(noise)
-        for layer in wanted:
-            maps[layer] = _joined([part.pop(layer) for part in kept])
-        return None if last else _joined(eps)
+                yield from self._reduced(step, batch=len(latent))
 
     def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
         """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.
@@ -233,23 +206,18 @@ class DiffusionFeatureExtractor:
         draws = torch.cat([noise(row, (1, *mean.shape[1:])) for row in range(len(mean))])
         return mean + std * draws.to(mean.device)
 
-    def _reduced(self, step: InversionStep, maps: Maps, *, batch: int) -> Iterator[StepMaps]:
-        """A saved step's rows brought to one map an image, stage by stage."""
+    def _reduced(self, step: InversionStep, *, batch: int) -> Iterator[StepMaps]:
+        """A saved step's rows reduced to one map an image, stage by stage; each is released once it is used."""
         saved = self.schedule.save_steps.index(step.index)
         for position, stage in enumerate(self.stages):
-            own = [layer for layer in self.layers if layer.stage == stage]
-            reduced = [_reduce(maps.pop(layer), layer.kind, step.rows, batch=batch) for layer in own]
+            layers = [layer for layer in self.layers if layer.stage == stage]
+            reduced = [_reduce(step.maps.pop(layer), layer.kind, step.rows, batch=batch) for layer in layers]
             yield StepMaps(position, saved, reduced)
 
     def _shrink(self, latent: Tensor, stage: int) -> Tensor:
         """The latent averaged down to a stage's size."""
         factor = 2 ** (len(self.backbone.unet.up_blocks) - 1 - stage)
         return F.avg_pool2d(latent, factor)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Rows of several U-Net calls as one batch."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _reduce(maps: Tensor, kind: str, rows: Rows, *, batch: int) -> Tensor:

@@ -4,7 +4,7 @@ Shapes: B images, G prompt groups of one image, R rows of one U-Net batch, h,w t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.unet import FeatureLayer, Maps
 from diffcli.config.settings import CustomSchedule, InversionConfig
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """(index of the image in the batch, shape) -> float32 Gaussian; each image has a sequence of its own."""
-
-Evaluate = Callable[[int, Tensor, Sequence[str]], Tensor | None]
-"""(step index, R,4,h,w latents, a prompt each) -> eps of every row, or None where nothing after this step is wanted."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +149,14 @@ def plan_rows(groups: Sequence[PromptGroups], negative_prompt: str) -> Rows:
 
 @dataclass(frozen=True)
 class InversionStep:
-    """What one step saw and made."""
+    """One step: what the U-Net was asked, what it answered, and the latents before and after."""
 
     index: int
     rows: Rows
     eps: Tensor | None
     """R,4,h,w: the noise prediction of every row; None where it was left out."""
+    maps: Maps
+    """R,C,H,W of every tapped layer in the backbone's precision; empty unless the step is a saved one."""
     latent: Tensor
     """B,4,h,w before the step."""
     next_latent: Tensor | None
@@ -172,38 +172,44 @@ def invert(
     groups: Sequence[PromptGroups],
     config: InversionConfig,
     noise: Noise,
+    layers: Collection[FeatureLayer] = (),
+    max_unet_batch: int | None = None,
     steps: int | None = None,
-    evaluate: Evaluate | None = None,
 ) -> Iterator[InversionStep]:
     """Invert B,4,h,w float32 latents step by step, yielding after each step's evaluation (method sections 1.1 to 1.3).
 
-    Each image meets only its own prompts, so its result does not depend on its batch. Stops after the last
-    saved step, or after `steps`.
+    Each image is evaluated with its own prompts alone, so its result does not depend on its batch.
 
     Args:
-        evaluate: how the noise of all rows is predicted; None asks the backbone in one batch. Where it gives no eps,
-            the inversion ends with that step.
+        layers: what is tapped at the schedule's saved steps.
+        max_unet_batch: most rows of one U-Net call; None evaluates all rows of a step at once.
+        steps: how many to take; None stops at the last saved one, whose noise prediction nobody needs and which
+            therefore ends after its last tapped layer, with neither eps nor next latent.
     """
-
-    def predict(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        return backbone.predict_noise(latents, schedule.timesteps[index], prompts)
-
-    evaluate = evaluate or predict
     if schedule.one_step:
         latent = add_noise(latent, schedule.timesteps[0], alphas_cumprod=backbone.alphas_cumprod, noise=noise)
     for index in range(steps or schedule.evaluated_steps):
-        timestep, next_timestep = schedule.timesteps[index], schedule.next_timesteps[index]
+        timestep = schedule.timesteps[index]
         windowed = config.mask_min <= timestep <= config.mask_max
         active = groups if windowed else [PromptGroups(g.prompts[:1], g.masks[:1]) for g in groups]
         rows = plan_rows(active, config.negative_prompt)
-        eps = evaluate(index, latent[list(rows.images)], rows.prompts)
+        last = steps is None and index == schedule.evaluated_steps - 1
+        eps, maps = evaluate_rows(
+            backbone,
+            latent[list(rows.images)],
+            timestep,
+            rows.prompts,
+            layers=layers if index in schedule.save_steps else (),
+            noise=not last or not layers,
+            max_unet_batch=max_unet_batch,
+        )
         if eps is None:
-            yield InversionStep(index, rows, None, latent, None)
+            yield InversionStep(index, rows, None, maps, latent, None)
             return
         step = step_coefficients(
             backbone.alphas_cumprod,
             timestep,
-            next_timestep,
+            schedule.next_timesteps[index],
             eta=config.eta,
             s_tmin=config.s_tmin,
             s_tmax=config.s_tmax,
@@ -217,8 +223,30 @@ def invert(
             mask = group.masks.to(latent.device)[:, None]
             moved.append((mask * stepped).sum(0) / mask.sum(0))
         next_latent = torch.stack(moved)
-        yield InversionStep(index, rows, eps, latent, next_latent)
+        yield InversionStep(index, rows, eps, maps, latent, next_latent)
         latent = next_latent
+
+
+def evaluate_rows(
+    backbone: DiffusionBackbone,
+    latents: Tensor,
+    timestep: int,
+    prompts: Sequence[str],
+    *,
+    layers: Collection[FeatureLayer],
+    noise: bool,
+    max_unet_batch: int | None,
+) -> tuple[Tensor | None, Maps]:
+    """eps of R,4,h,w latents with a prompt each (None without `noise`), and R,C,H,W maps of the layers."""
+    limit = max_unet_batch or len(latents)
+    parts = []
+    for start in range(0, len(latents), limit):
+        rows = slice(start, start + limit)
+        parts.append(backbone.evaluate(latents[rows], timestep, prompts[rows], layers=layers, noise=noise))
+    if len(parts) == 1:
+        return parts[0]
+    eps = torch.cat([part for part, _ in parts if part is not None]) if noise else None
+    return eps, {layer: torch.cat([maps.pop(layer) for _, maps in parts]) for layer in layers}
 
 
 def guide(eps: Tensor, prompts: Sequence[str], wanted: Sequence[str], *, guidance_scale: float) -> Tensor:

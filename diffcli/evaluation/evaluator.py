@@ -98,7 +98,7 @@ def evaluate_domain(
         _count(tally, segmenter, domain, workers=workers, progress=progress)
         return tally
 
-    tally = _merged(distributed.gather(count))
+    tally = _merged(distributed.all_gather(count))
     shown = tally.shown
     if shown is None:
         raise tally.problems[0].error
@@ -111,7 +111,7 @@ def evaluate_domain(
         counts=tally.matrix.counts,
         scores=tally.matrix.scores(),
         image_iou=tally.image_iou,
-        shown=distributed.from_main(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
+        shown=distributed.broadcast(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
         seconds_per_image=tally.seconds / samples,
         evaluations_per_image=tally.evaluations / samples,
         size=network_size(segmenter, domain),
@@ -128,7 +128,7 @@ def _count(
 ) -> None:
     """Segment this process's part of the samples into the tally."""
     before, done = segmenter.network.evaluations, 0
-    indexes = distributed.share(range(len(domain)), chunk=segmenter.batch_size)
+    indexes = distributed.shard(range(len(domain)), chunk=segmenter.batch_size)
     for batch in _equal_batches(segmenter, domain, indexes, workers=workers):
         loaded = [sample for sample in batch if isinstance(sample, _Loaded)]
         started = time.perf_counter()

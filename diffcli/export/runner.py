@@ -21,8 +21,9 @@ from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.planes import NumpyArrays
 from diffcli.prediction.segmenter import Maps, Segmenter
+from diffcli.runs.exported import EXPORT_FACTS
 
-FACTS, NOISE = "export.json", "noise.npy"
+NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
 
 Floats = NDArray[np.float32]
@@ -204,7 +205,7 @@ def exported_segmenter(
 
 def is_export(path: Path) -> bool:
     """Whether this is a folder of exported networks, or a network file in one."""
-    file = (path if path.is_dir() else path.parent) / FACTS
+    file = (path if path.is_dir() else path.parent) / EXPORT_FACTS
     try:
         return path.suffix != ".safetensors" and '"networks"' in file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -219,10 +220,10 @@ def read_facts(path: Path) -> ExportFacts:
     """
     if not path.exists():
         raise CheckpointError("no such export", where=str(path), hint="diff export RUN -o DIR --format onnx")
-    file = (path if path.is_dir() else path.parent) / FACTS
+    file = (path if path.is_dir() else path.parent) / EXPORT_FACTS
     if not file.is_file():
         raise CheckpointError(
-            f"there is no {FACTS} here" if path.is_dir() else f"there is no {FACTS} beside it",
+            f"there is no {EXPORT_FACTS} here" if path.is_dir() else f"there is no {EXPORT_FACTS} beside it",
             where=str(path),
             hint="--model takes a folder that `diff export RUN -o DIR --format onnx` wrote, or a file in it",
         )

@@ -27,7 +27,7 @@ RESUME = "checkpoints/resume.pt"
 REPORT = "report.json"
 """The scores; a run that holds it is finished."""
 PICTURE = "picture.png"
-"""Image | truth | prediction, a row a domain."""
+"""Image | truth | prediction, a row for each domain."""
 
 PACKAGES = (
     "torch",

@@ -12,15 +12,11 @@ from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, Trai
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.errors import CheckpointError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device, resolve_precision
-
-EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS = "model.safetensors", "config.json", "export.json"
-"""Files of an exported folder: trained weights, settings, and what else is known about them."""
-EXPORT_BACKBONE = "backbone"
-"""The frozen model in an exported folder: a diffusers folder, or a single file with this stem."""
 
 
 @dataclass(frozen=True)

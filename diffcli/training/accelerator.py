@@ -38,7 +38,7 @@ def build_accelerator(train: TrainConfig, *, runs: Path) -> Accelerator:
         project_dir=runs,
     )
     assert accelerator.num_processes == distributed.world_size(), (
-        "distributed.start() comes before the command"
+        "distributed.init_process_group() comes before the command"
     )
     return accelerator
 

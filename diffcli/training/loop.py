@@ -35,13 +35,15 @@ def fit(trainer: Trainer, stop: Stop) -> None:
             bar.update(loss=record["loss"])
             if trainer.iteration % train.log_interval == 0 or trainer.iteration == train.iterations:
                 now = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
-                [evaluations] = distributed.sums([now[1] - mark[1]])
+                [evaluations] = distributed.all_reduce([now[1] - mark[1]])
                 trainer.log({**record, "seconds": now[0] - mark[0], "unet_evaluations": int(evaluations)})
                 mark = now
             last = trainer.iteration == train.iterations
             if train.validate_interval and trainer.iteration % train.validate_interval == 0 and not last:
                 validate(trainer)
-            [stopping] = distributed.sums([stop.requested])  # a signal may reach one process before another
+            [stopping] = distributed.all_reduce(
+                [stop.requested]
+            )  # a signal may reach one process before another
             if last or stopping or trainer.iteration % train.checkpoint_interval == 0:
                 trainer.save()
             if stopping:

@@ -37,7 +37,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     total: dict[str, float] = {}
     files: list[str] = []
     for micro in range(train.gradient_accumulation):
-        with distributed.together():
+        with distributed.raise_together():
             batch = next(batches).to(trainer.model.device)
             features = extract_pair(
                 trainer.model.extractor,
@@ -64,7 +64,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
     )
     gradient_norm = float(norm) if norm is not None else 0.0
     if accelerator.scaler is None and not np.isfinite(gradient_norm):  # the same in every process
-        every = [file for listed in distributed.gather(lambda: files) for file in listed]
+        every = [file for listed in distributed.all_gather(lambda: files) for file in listed]
         raise _not_finite("gradient", trainer, every)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -79,7 +79,7 @@ def _losses(
     Data-parallel training averages the gradients of the processes evenly, so each divides by the mean of their pixels.
     """
     config = trainer.config.train.loss
-    [pixels] = distributed.sums([pixels_to_average(labels, average=config.average)])
+    [pixels] = distributed.all_reduce([pixels_to_average(labels, average=config.average)])
     return ipkl_loss(
         unconditional,
         conditional,
@@ -104,10 +104,10 @@ def _checked_means(losses: IPKLLosses, trainer: Trainer, files: Sequence[str]) -
     }
     present = {name: value.detach().float() for name, value in terms.items() if value is not None}
     values = torch.stack(list(present.values())).tolist()
-    with distributed.together():
+    with distributed.raise_together():
         if not np.isfinite(values[0]):
             raise _not_finite("loss", trainer, files)
-    totals = distributed.sums(values)
+    totals = distributed.all_reduce(values)
     return {name: total / distributed.world_size() for name, total in zip(present, totals, strict=True)}
 
 

@@ -47,7 +47,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the last checkpoint and, in a file of its own, all that resuming needs; the processes wait for it."""
-        with distributed.together():
+        with distributed.raise_together():
             if self.accelerator.is_main_process:
                 self._write()
 

@@ -243,7 +243,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, laun
     os.kill(int(children[-1]), signal.SIGKILL)
     code, _, words = end(running)
     assert code != 0
-    assert words.count("error: another process of this run died without a word") == 1
+    assert words.count("error: another process of this run died without a message") == 1
     assert words.count("error: ") == 1
 
 
