@@ -15,7 +15,7 @@ from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel, content_identity
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError
-from diffcli.export.runner import ExportedNetwork, Floats, exported_segmenter, is_export, open_exported
+from diffcli.export.runner import ExportedNetwork, ExportSource, Floats, is_export
 from diffcli.prediction.segmenter import Segmenter, at_network_size
 from diffcli.prediction.trained import TrainedNetwork
 from diffcli.runs.hub import run_path
@@ -63,9 +63,8 @@ class TrainedModel(SegmentationModel):
 class ExportedModel:
     """Networks that `diff export --format onnx|pt2` wrote."""
 
-    def __init__(self, network: ExportedNetwork) -> None:
-        self.network = network
-        self.segmenter = exported_segmenter(network)
+    def __init__(self, network: ExportedNetwork, settings: EvalConfig) -> None:
+        self.network, self.settings = network, settings
 
     def predict(self, image: AnyImage) -> NDArray[np.uint8]:
         """Train ids (H,W) uint8 of one image at its own size: of a file, the mask that `diff predict --model` writes.
@@ -74,7 +73,7 @@ class ExportedModel:
             DataError: unreadable, or nothing that shows an image.
             DiffError: the networks failed.
         """
-        return _mask(self.segmenter, image)
+        return _mask(Segmenter(self.network, self.settings), image)
 
     def logits(self, images: Floats, noise: Floats | None = None) -> Floats:
         """See `ExportedNetwork.logits`."""
@@ -98,7 +97,8 @@ def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> 
     if is_export(place):
         if precision not in ("auto", "float32"):
             raise ConfigError(f"exported networks are float32, not {precision}", where=str(path))
-        return ExportedModel(open_exported(place, device=device))
+        source = ExportSource(place)
+        return ExportedModel(source.load(device=device), source.settings)
     trained = open_run(place)
     return TrainedModel(trained.load_model(device=device, precision=precision), trained.config.eval)
 

@@ -55,12 +55,22 @@ class Found:
     """Folder of the images; empty for a rendered domain."""
 
 
-def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff check` is asked for."""
+
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+
+
+def run(request: Request) -> None:
     """Print what a run would do and cost.
 
     Raises:
         DiffError: the diffusion model or a domain is missing or wrong; each is named.
     """
+    config, config_name = request.config, request.config_name
     found, faults = find_data(config.data, classes=config.model.classes)
     try:
         backbone = describe_source(config.model.backbone)
@@ -68,23 +78,20 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
     costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
-    if json:
-        record = {
-            "name": config.name or config_name,
-            "backbone": backbone,
-            "domains": [asdict(one) for one in found],
-            "faults": [str(fault) for fault in faults],
-            "validations": validations(config.train),
-            "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
-        }
-        console.print_json(record)
-    else:
-        console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
-        console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone))
-        title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
-        console.table(
-            f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
-        )
+    record = {
+        "name": config.name or config_name,
+        "backbone": backbone,
+        "domains": [asdict(one) for one in found],
+        "faults": [str(fault) for fault in faults],
+        "validations": validations(config.train),
+        "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
+    }
+    console.print_record(record)
+    console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
+    console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone))
+    title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
+    rows = [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
+    console.table(f"\n{title}", ["", ""], rows)
     if faults:
         raise _joined(faults)
 

@@ -7,18 +7,21 @@ Several processes (`torchrun`, `accelerate launch`) share an iteration as one pr
 large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
-import json as json_module
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffcli.commands.tables import print_table
 from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.errors import DataError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation.scoring import DomainScores
+from diffcli.evaluation.evaluator import DomainScores
+from diffcli.evaluation.report import build_report, counted, write_picture
+from diffcli.evaluation.tables import summary_table
 from diffcli.files import write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
@@ -27,6 +30,7 @@ from diffcli.runs.folder import (
     PICTURE,
     REPORT,
     RESUME,
+    RUNS,
     VERSIONS,
     create_run,
     find_unfinished,
@@ -41,20 +45,27 @@ from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
 
-def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:
-    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff train` is asked for."""
 
-    Args:
-        config: the validated settings.
-        config_name: the YAML's name, which names the run where `config.name` does not.
-        resume: continue the newest unfinished run of that name.
-        runs: folder of all runs.
-        json: print the report on stdout instead of the table.
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+    resume: bool = False
+    """Continue the newest unfinished run of that name."""
+    runs: Path = RUNS
+    """Folder of all runs."""
+
+
+def run(request: Request) -> None:
+    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    name, settings = config.name or config_name, dump_config(config)
+    config, resume, runs = request.config, request.resume, request.runs
+    name, settings = config.name or request.config_name, dump_config(config)
     unfinished = (
         distributed.broadcast(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
     )
@@ -70,16 +81,16 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
-        write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
+        write_text(folder / VERSIONS, json.dumps(versions(), indent=2))
     if resume:
         with distributed.raise_together():
             trainer.restore()
     with graceful_stop() as stop:
         fit(trainer, stop)
-    _finish(trainer, json=json)
+    _finish(trainer)
 
 
-def _finish(trainer: Trainer, *, json: bool) -> None:
+def _finish(trainer: Trainer) -> None:
     """The last validation, the report, the picture and the table.
 
     Raises:
@@ -94,22 +105,21 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
     if scores:
-        score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
-    report = score_report.report(scores, model=model, settings=trainer.config.eval)
-    report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
-    write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
+        write_picture(trainer.folder / PICTURE, scores, model=model)
+    training = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
+    report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
+    write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
-    if json:
-        console.print_json({"run": str(trainer.folder), **report})
-    elif scores:
-        score_report.print_blocks(score_report.summary_table(scores, model=model))
-        _say_unseen(report["training"])
+    console.print_record({"run": trainer.folder, **report.as_json()})
+    if scores:
+        print_table(summary_table(report))
+        _say_unseen(training)
     console.say(f"run folder: {trainer.folder}")
     if problems:
         raise DataError(
             f"not everything could be scored: {'; '.join(problems)}",
             where=str(trainer.folder / REPORT),
-            hint="training is complete; mend the files and score again: diff eval",
+            hint="training is complete; fix the files and score again: diff eval",
         )
 
 
@@ -121,8 +131,8 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
         for entry, target in zip(data.eval, trainer.targets, strict=True)
         if (entry.domain, entry.root) == (data.train.domain, data.train.root)
     }
-    counted = score_report.counted([one.name for one in scores if one.name not in seen])
-    unseen = [one.scores.mean_iou for one in scores if one.name in counted]
+    names = counted([one.name for one in scores if one.name not in seen])
+    unseen = [one.scores.mean_iou for one in scores if one.name in names]
     mean = float(np.nanmean(unseen)) if unseen else None
     return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
 

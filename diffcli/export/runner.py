@@ -20,7 +20,7 @@ from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.planes import NumpyArrays
-from diffcli.prediction.segmenter import Maps, Segmenter
+from diffcli.prediction.segmenter import Maps
 from diffcli.runs.exported import EXPORT_FACTS
 
 NOISE = "noise.npy"
@@ -195,12 +195,24 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
     return ExportedNetwork(facts, networks=networks, noise=noise)
 
 
-def exported_segmenter(
-    network: ExportedNetwork, *, batch: int | None = 1, confidence: bool = False, score_of: int | None = None
-) -> Segmenter:
-    """The segmenter of exported networks: one plain pass of each image at the exported size."""
-    settings = EvalConfig(size=network.facts.size)
-    return Segmenter(network, settings, batch=batch, confidence=confidence, score_of=score_of)
+class ExportSource:
+    """Exported networks as `diffcli.prediction.segmenter.Source`: their folder, or a file in it.
+
+    Raises:
+        CheckpointError: no such export, or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        facts = read_facts(path)
+        self.path, self.palette = path, facts.palette
+        self.classes = tuple(entry.name for entry in facts.classes)
+        self.settings = EvalConfig(size=facts.size)
+        """One plain pass of each image at the exported size."""
+
+    def load(self, *, device: str | None, samples: int = 1) -> ExportedNetwork:
+        """The networks. Raises: see `open_exported`."""
+        assert samples == 1, "the noise is stored"
+        return open_exported(self.path, device=device)
 
 
 def is_export(path: Path) -> bool:

@@ -7,6 +7,7 @@ large images, refinement, and the maps' argmax at the size of the file. This mod
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -83,6 +84,29 @@ class Network(Protocol):
             OutOfMemory: the batch does not fit.
             DiffError: the output is not finite, or the network cannot do this.
         """
+
+
+class Source(Protocol):
+    """What masks come from, opened but not yet loaded: a trained run or exported networks."""
+
+    @property
+    def path(self) -> Path:
+        """As the user named it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by train id."""
+
+    @property
+    def palette(self) -> Pixels:
+        """Colours (256, 3) by train id."""
+
+    @property
+    def settings(self) -> EvalConfig:
+        """How it segments."""
+
+    def load(self, *, device: str | None, samples: int = 1) -> Network:
+        """The network; with `samples` draws of noise averaged where there can be several."""
 
 
 class NetworkImage(Protocol):

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ from diffcli.config.settings import EvalConfig
 from diffcli.core.inversion import Noise, seeded_noise
 from diffcli.core.model import SegmentationModel, to_model_range
 from diffcli.core.noise_field import field_noise
-from diffcli.drawing.pictures import Pixels
+from diffcli.drawing.pictures import Pixels, class_palette
 from diffcli.errors import DiffError
 from diffcli.prediction.segmenter import Maps, OutOfMemory, Segmenter
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime.memory import is_out_of_memory
 
 LARGEST_BATCH = 32
@@ -170,6 +173,42 @@ class TrainedNetwork:
         return lambda images, names, references: self.model.logits(
             images, identities=names, references=references, noise_source=noise
         )
+
+
+@dataclass(frozen=True)
+class RunSource:
+    """A trained run as `diffcli.prediction.segmenter.Source`."""
+
+    run: OpenRun
+
+    @property
+    def path(self) -> Path:
+        """As the user named it."""
+        return self.run.path
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by train id."""
+        return self.run.config.model.classes
+
+    @property
+    def palette(self) -> Pixels:
+        """Colours (256, 3) by train id."""
+        return class_palette(self.run.config.model)
+
+    @property
+    def settings(self) -> EvalConfig:
+        """How it segments."""
+        return self.run.config.eval
+
+    def load(self, *, device: str | None, samples: int = 1) -> TrainedNetwork:
+        """The network, with `samples` draws of noise averaged."""
+        return TrainedNetwork(self.run.load_model(device=device), self.settings, samples=samples)
+
+
+def open_source(path: Path, *, overrides: Sequence[str] = ()) -> RunSource:
+    """A run folder, an exported folder for diffcli or a checkpoint file. Raises: see `open_run`."""
+    return RunSource(open_run(path, overrides=overrides))
 
 
 def trained_segmenter(model: SegmentationModel, settings: EvalConfig) -> Segmenter:

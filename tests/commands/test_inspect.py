@@ -15,6 +15,7 @@ from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics, kept_statistics
 from diffcli.data.survey import image_size, survey
 from diffcli.errors import DataError, DiffError
+from diffcli.runtime import console
 
 Folder = Path
 
@@ -118,9 +119,11 @@ def test_an_image_that_only_fails_when_decoded(sound: Folder, tmp_path: Path) ->
     data = path.read_bytes()
     start = data.index(b"IDAT") + 4
     path.write_bytes(data[:start] + bytes(len(data) - start - 16) + data[-16:])
-    with pytest.raises(DataError, match="1 of 3 samples"):
+    with pytest.raises(DataError, match="1 of 3 samples"), console.json_only():
         inspect_data.run(
-            domain="folder", root=sound, split=None, config=None, output=tmp_path / "drawn", json=True
+            inspect_data.Request(
+                domains="folder", root=sound, split=None, config=None, output=tmp_path / "drawn"
+            )
         )
 
 
@@ -165,11 +168,11 @@ def test_miniworld_and_lists(cli: Any) -> None:
     ("asked", "words"),
     [
         ({}, "give either a domain or settings"),
-        ({"domain": "citscapes"}, "did you mean cityscapes"),
-        ({"domain": "folder", "root": Path("nowhere")}, "no such folder"),
-        ({"domain": "folder", "root": Path("mine"), "split": "vall"}, "splits are train, val and test"),
+        ({"domains": "citscapes"}, "did you mean cityscapes"),
+        ({"domains": "folder", "root": Path("nowhere")}, "no such folder"),
+        ({"domains": "folder", "root": Path("mine"), "split": "vall"}, "splits are train, val and test"),
         (
-            {"domain": "folder", "root": Path("mine"), "output": Path("mine/images/drawn")},
+            {"domains": "folder", "root": Path("mine"), "output": Path("mine/images/drawn")},
             "inside the dataset",
         ),
     ],
@@ -178,9 +181,9 @@ def test_what_a_user_gets_wrong(
     sound: Folder, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], words: str
 ) -> None:
     monkeypatch.chdir(sound.parent)
-    nothing = {"domain": None, "root": None, "split": None, "config": None, "output": Path("inspected")}
+    nothing = {"domains": None, "root": None, "split": None, "config": None, "output": Path("inspected")}
     with pytest.raises(DiffError) as caught:
-        inspect_data.run(**{**nothing, **asked})
+        inspect_data.run(inspect_data.Request(**{**nothing, **asked}))
     assert words in str(caught.value)
     assert not (sound / "images/drawn").exists()
 

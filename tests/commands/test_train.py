@@ -17,6 +17,7 @@ from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
 from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runtime import console
 from diffcli.runtime.signals import Stop
 from diffcli.training.samples import open_domains, training_set
 from diffcli.training.trainer import Trainer
@@ -67,7 +68,8 @@ def tiny_config(**changes: Any) -> RunConfig:
 
 
 def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
-    train.run(config, config_name="tiny", resume=resume, runs=runs, json=True)
+    with console.json_only():
+        train.run(train.Request(config=config, config_name="tiny", resume=resume, runs=runs))
     return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
 
 

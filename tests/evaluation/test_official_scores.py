@@ -79,8 +79,14 @@ def test_a_submission_of_labelled_images_scores_as_diff_eval_says(
 ) -> None:
     """Network, resizing, encoding and zip: the official scores of the files that would be handed in."""
     zipped, told = cityscapes / "val.zip", cityscapes / "report"
-    submit.run(domain="cityscapes", run=tiny_run, output=zipped, root=cityscapes, split="val", device="cpu")
-    evaluate.run([tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+    submit.run(
+        submit.Request(
+            domain="cityscapes", run=tiny_run, output=zipped, root=cityscapes, split="val", device="cpu"
+        )
+    )
+    evaluate.run(
+        evaluate.Request(runs=[tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+    )
     with zipfile.ZipFile(zipped) as archive:
         archive.extractall(cityscapes / "results")
     labels = sorted(map(str, cityscapes.glob("gtFine/val/*/*_labelIds.png")))

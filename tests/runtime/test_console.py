@@ -39,7 +39,11 @@ def test_words_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_is_json_even_where_numbers_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_json({"a": float("nan"), "b": (1, float("inf")), 3: Path("x"), "ü": {"c": 1.5}})
+    console.print_record("only where stdout is for JSON")
+    with console.json_only():
+        console.print_text("left out")
+        console.table("left out", ["a"], [["b"]])
+        console.print_record({"a": float("nan"), "b": (1, float("inf")), 3: Path("x"), "ü": {"c": 1.5}})
     out = capsys.readouterr().out
     assert json.loads(out) == {"a": None, "b": [1, None], "3": "x", "ü": {"c": 1.5}}
     assert "ü" in out
