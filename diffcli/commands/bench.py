@@ -53,7 +53,7 @@ def run(request: Request) -> None:
     """
     settings = request.config or override(default_config(request.random_weights), request.overrides)
     plan = parse_plan(request)
-    place = resolve_device(request.device or settings.train.device)
+    place = resolve_device(request.device or settings.runtime.device)
     cases = list_cases(settings, plan, random_weights=request.random_weights, place=place)
     rows: list[tuple[Case, Measurement]] = []
     try:

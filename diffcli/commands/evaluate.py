@@ -125,7 +125,7 @@ def _evaluate(
         try:
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
                 return evaluate_domain(
-                    segmenter, domain, workers=trained.config.data.workers, progress=bar.update
+                    segmenter, domain, workers=trained.config.runtime.data_workers, progress=bar.update
                 )
         except DiffError as error:
             result.errors.append(error)

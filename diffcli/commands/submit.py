@@ -84,7 +84,7 @@ def run(request: Request) -> None:
     with write_atomically(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         segmenter = trained_segmenter(trained.load_model(device=request.device), trained.config.eval)
         with console.progress(f"submit {domain}", len(names), unit="images") as bar:
-            for index, mask in segment_domain(segmenter, opened, workers=trained.config.data.workers):
+            for index, mask in segment_domain(segmenter, opened, workers=trained.config.runtime.data_workers):
                 archive.writestr(names[index], _png(pixels[mask]))
                 bar.update()
     console.say(f"{len(names)} label maps in {output}")

@@ -65,11 +65,11 @@ def run(request: Request) -> None:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
     config, resume, runs = request.config, request.resume, request.runs
-    name, settings = config.name or request.config_name, dump_config(config)
+    name = config.name or request.config_name
     unfinished = (
-        distributed.broadcast(lambda: find_unfinished(name, runs=runs, settings=settings)) if resume else None
+        distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
     )
-    accelerator = build_accelerator(config.train, runs=runs)
+    accelerator = build_accelerator(config, runs=runs)
     source, targets = open_domains(config)
     samples = training_set(config, source, distributed.broadcast(lambda: count_classes(config, source)))
     with distributed.raise_together():

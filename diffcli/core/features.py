@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
-from diffcli.config.settings import InversionConfig
-from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
+from diffcli.config.settings import DEFAULT_UNET_BATCH, InversionConfig
+from diffcli.core.inversion import BatchPlan, InversionSchedule, InversionStep, Noise, invert, prompt_groups
 
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
@@ -88,6 +88,7 @@ class DiffusionFeatureExtractor:
         config: how the latent is inverted and guided.
         kinds: "all", "resnet" (no attention maps) or "latent" (the VAE latent alone, no U-Net evaluation).
         stages: U-Net decoder blocks to read.
+        max_unet_batch: most rows (an image with one of its prompts) of one U-Net call; no result depends on it.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class DiffusionFeatureExtractor:
         *,
         kinds: FeatureKinds = "all",
         stages: Sequence[int] = DECODED_STAGES,
+        max_unet_batch: int = DEFAULT_UNET_BATCH,
     ) -> None:
         self.backbone = backbone
+        self.max_unet_batch = max_unet_batch
         self.config = config
         self.kinds = kinds
         self.stages = tuple(stages)
@@ -189,10 +192,10 @@ class DiffusionFeatureExtractor:
             config=config,
             noise=noise,
             layers=self.layers,
-            max_unet_batch=config.max_unet_batch,
+            max_unet_batch=self.max_unet_batch,
         ):
             if step.index in self.schedule.save_steps:
-                yield from self._reduced(step, batch=len(latent))
+                yield from self._reduced(step)
 
     def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
         """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.
@@ -206,12 +209,12 @@ class DiffusionFeatureExtractor:
         draws = torch.cat([noise(row, (1, *mean.shape[1:])) for row in range(len(mean))])
         return mean + std * draws.to(mean.device)
 
-    def _reduced(self, step: InversionStep, *, batch: int) -> Iterator[StepMaps]:
+    def _reduced(self, step: InversionStep) -> Iterator[StepMaps]:
         """A saved step's rows reduced to one map an image, stage by stage; each is released once it is used."""
         saved = self.schedule.save_steps.index(step.index)
         for position, stage in enumerate(self.stages):
             layers = [layer for layer in self.layers if layer.stage == stage]
-            reduced = [_reduce(step.maps.pop(layer), layer.kind, step.rows, batch=batch) for layer in layers]
+            reduced = [_reduce(step.maps.pop(layer), layer.kind, step.plan) for layer in layers]
             yield StepMaps(position, saved, reduced)
 
     def _shrink(self, latent: Tensor, stage: int) -> Tensor:
@@ -220,10 +223,9 @@ class DiffusionFeatureExtractor:
         return F.avg_pool2d(latent, factor)
 
 
-def _reduce(maps: Tensor, kind: str, rows: Rows, *, batch: int) -> Tensor:
+def _reduce(maps: Tensor, kind: str, plan: BatchPlan) -> Tensor:
     """R,C,H,W rows to B,C,H,W: the negative prompt's row for resnets, the counted sum for attention (method 1.4)."""
     if kind == "resnet":
-        return maps[[rows.images.index(image) for image in range(batch)]]
-    counts = torch.tensor(rows.counts, device=maps.device, dtype=torch.float32)[:, None, None, None]
-    weighted = maps.float() * counts
-    return torch.stack([weighted[rows.of(image)].sum(0) for image in range(batch)]).to(maps.dtype)
+        return maps[plan.first_rows]
+    weighted = maps.float() * plan.counts
+    return torch.stack([weighted[image.rows].sum(0) for image in plan.images]).to(maps.dtype)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config.file import load_config, override
-from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, TrainConfig
+from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.errors import CheckpointError
+from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
 from diffcli.runs.folder import CONFIG, LAST
@@ -50,28 +50,45 @@ class OpenRun:
             BackboneError: the diffusion model cannot be loaded.
             CheckpointError: the weights do not fit the (overridden) model settings.
         """
-        train = self.config.train
-        place = resolve_device(device or train.device)
-        chosen = resolve_precision(precision or train.precision, place)
-        model = build_model(self.config.model, device=place, precision=chosen, seed=train.seed)
+        runtime = self.config.runtime
+        place = resolve_device(device or runtime.device)
+        model = build_model(
+            self.config.model,
+            device=place,
+            precision=resolve_precision(precision or runtime.precision, place),
+            seed=self.config.train.seed,
+            max_unet_batch=runtime.max_unet_batch,
+        )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        if train.compile:
-            compile_unet(model)
+        prepare_unet(model, runtime)
         return model
 
 
-def compile_unet(model: SegmentationModel) -> None:
-    """Have the U-Net compiled at its first use, and say so: it is waited for."""
-    console.say("the U-Net is compiled at its first use, which takes a minute or more")
-    model.compile()
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+    """Capture and compile the U-Net as the settings say; compiling is waited for, so it is reported.
+
+    Raises:
+        ConfigError: CUDA graphs are asked for on another device.
+    """
+    on_cuda = model.device.type == "cuda"
+    if runtime.cuda_graphs is True and not on_cuda:
+        raise ConfigError(
+            f"runtime.cuda_graphs is true, but the device is {model.device}",
+            hint="auto uses CUDA graphs wherever the device is a CUDA GPU",
+        )
+    if runtime.cuda_graphs and on_cuda:
+        model.capture()
+    if runtime.compile:
+        console.say("the U-Net is compiled at its first use, which takes a minute or more")
+        model.compile()
 
 
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     """Read a run's settings and weights.
 
-    Its training device and precision are forgotten: it may have been trained on another machine. An exported folder
-    that holds the frozen model uses that one.
+    Its `runtime` settings are not read: it may have been trained on another machine. An exported folder that holds
+    the frozen model uses that one.
 
     Raises:
         CheckpointError: no checkpoint there, or a damaged one.
@@ -83,7 +100,7 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
-    config = config.model_copy(update={"model": model, "train": TrainConfig(seed=config.train.seed)})
+    config = config.model_copy(update={"model": model, "runtime": RuntimeConfig()})
     return OpenRun(path, weights, checkpoint, override(config, overrides))
 
 

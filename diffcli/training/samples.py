@@ -33,7 +33,7 @@ def count_classes(config: RunConfig, source: Domain) -> ClassStatistics | None:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
-            source, workers=config.data.workers, progress=lambda _done, _total: bar.update()
+            source, workers=config.runtime.data_workers, progress=lambda _done, _total: bar.update()
         )
 
 
@@ -72,6 +72,6 @@ def batches(trainer: Trainer) -> Iterator[Batch]:
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
         batch_size=train.batch_size,
-        workers=trainer.config.data.workers,
+        workers=trainer.config.runtime.data_workers,
         pin=trainer.model.device.type == "cuda",
     )

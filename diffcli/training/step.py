@@ -117,5 +117,5 @@ def _not_finite(what: str, trainer: Trainer, files: Sequence[str]) -> TrainingEr
     return TrainingError(
         f"the {what} is not finite at iteration {trainer.iteration}, on {', '.join(files)}",
         where=str(trainer.folder),
-        hint=f"{kept}; lower train.learning_rate or set train.precision to float32 or bf16",
+        hint=f"{kept}; lower train.learning_rate or set runtime.precision to float32 or bf16",
     )

@@ -18,7 +18,7 @@ from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically, write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
-from diffcli.runs.opening import compile_unet
+from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
@@ -99,13 +99,18 @@ def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel
     Raises:
         BackboneError: the diffusion model cannot be found or does not fit.
     """
-    precision = resolve_precision(config.train.precision, accelerator.device)
+    precision = resolve_precision(config.runtime.precision, accelerator.device)
     console.say(
         f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
     )
-    model = build_model(config.model, device=accelerator.device, precision=precision, seed=config.train.seed)
-    if config.train.compile:
-        compile_unet(model)
+    model = build_model(
+        config.model,
+        device=accelerator.device,
+        precision=precision,
+        seed=config.train.seed,
+        max_unet_batch=config.runtime.max_unet_batch,
+    )
+    prepare_unet(model, config.runtime)
     return model
 
 

@@ -28,7 +28,9 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
     def score(domain: Domain) -> DomainScores | None:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
-                found = evaluate_domain(segmenter, domain, workers=config.data.workers, progress=bar.update)
+                found = evaluate_domain(
+                    segmenter, domain, workers=config.runtime.data_workers, progress=bar.update
+                )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")
                 return None

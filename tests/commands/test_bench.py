@@ -108,7 +108,7 @@ def test_what_does_not_exist_is_said(option: str, value: str) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
     plan = bench.parse_plan(bench.Request(schedules="one", size="64x64", repeats=1))
-    settings = override(default_config("tiny"), [f"train.compile={str(compiled).lower()}"])
+    settings = override(default_config("tiny"), [f"runtime.compile={str(compiled).lower()}"])
     cases = list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
     codes = ["baseline", "diffcli", *(["compiled"] if compiled else [])]
     assert [case.code for case in cases] == codes * 2

@@ -43,7 +43,6 @@ def tiny_config(**changes: Any) -> RunConfig:
         "data": {
             "train": {"domain": "miniworld/clean", "count": 6},
             "eval": [{"domain": "miniworld/night", "count": 2}],
-            "workers": 0,
         },
         "augmentation": {"crop": "64x64"},
         "train": {
@@ -54,9 +53,9 @@ def tiny_config(**changes: Any) -> RunConfig:
             "warmup_iterations": 2,
             "log_interval": 1,
             "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
-            "device": "cpu",
         },
         "eval": {"size": "128x64"},
+        "runtime": {"device": "cpu", "data_workers": 0},
     }
     for key, value in changes.items():
         node = tree
@@ -131,7 +130,8 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     folder = interrupted(config, tmp_path / "resumed", at=3, monkeypatch=monkeypatch)
     assert (folder / RESUME).is_file()
     assert not (folder / REPORT).exists()
-    resumed = start(config, tmp_path / "resumed", resume=True)
+    elsewhere = tiny_config(runtime__data_workers=1)  # another machine may continue it
+    resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
     before, after = load_model(straight / LAST), load_model(resumed / LAST)
@@ -141,7 +141,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
 
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
-    helped = start(tiny_config(train__iterations=3, data__workers=2), tmp_path / "helped")
+    helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
     assert metrics(alone) == metrics(helped)
 
 
@@ -223,7 +223,7 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
 def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     """bf16 moves the losses a little, and only a little."""
     settings = {"train__iterations": 2, "train__loss": {"ipkl": ipkl}}
-    folder = start(tiny_config(**settings, train__precision="bf16"), tmp_path)
+    folder = start(tiny_config(**settings, runtime__precision="bf16"), tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     full = start(tiny_config(**settings), tmp_path / "full")
     pairs = zip(metrics(folder)[:2], metrics(full)[:2], strict=True)

@@ -114,7 +114,7 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "inversion": {"schedule": "one"},
                 "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16, "dropout": 0},
             },
-            "data": {"train": {"domain": "folder", "root": str(pictures)}, "workers": 0},
+            "data": {"train": {"domain": "folder", "root": str(pictures)}},
             "augmentation": {"crop": "64x64"},
             "train": {
                 "iterations": 3,
@@ -124,10 +124,10 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "warmup_iterations": 0,
                 "log_interval": 1,
                 "rare_class_sampling": None,
-                "device": "cpu",
                 "loss": {"average": "labelled"},
                 **settings,
             },
+            "runtime": {"device": "cpu", "data_workers": 0},
         }
     )
 

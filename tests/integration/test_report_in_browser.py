@@ -15,6 +15,7 @@ from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.evaluation.evaluator import DomainScores, Shown
 from diffcli.evaluation.html import html_report
+from diffcli.evaluation.report import build_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NAME = "<script>document.title='run'</script>&co"
