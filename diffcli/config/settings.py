@@ -403,6 +403,8 @@ class RuntimeConfig(Settings):
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
+    backbone_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen half. auto: as precision, but on a GPU fp16 instead of bf16 where a test image stays finite in it: Stable Diffusion is published in fp16, and its features are ten times closer to float32 than in bf16."""
     compile: bool = False
     """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
     cuda_graphs: Literal["auto"] | bool = "auto"

@@ -1,6 +1,6 @@
 """Scores of a segmenter on a labelled domain; training's validation and `diff eval` share it."""
 
-import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,8 @@ from diffcli.runtime import distributed
 
 SHOWN_WIDTH = 1024
 """Samples for pictures are at most this wide."""
+BATCHES_A_WORKER = 4
+"""Fewer are read sooner than a process that loads them has started."""
 MAX_PROBLEMS = 20
 """Unreadable samples that are kept by name; the others are counted."""
 
@@ -284,7 +286,7 @@ def _equal_batches(
         _Samples(domain, size=size, takes_label=_takes_labels(segmenter)),
         batch_size=batch_size,
         sampler=indexes,
-        num_workers=min(workers, math.ceil(len(indexes) / batch_size)),
+        num_workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
         collate_fn=list,
         worker_init_fn=single_threaded,
     )

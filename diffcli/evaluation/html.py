@@ -191,7 +191,7 @@ def _cell(share: float, *, right: bool, title: str) -> str:
 def _settings(about: Mapping[str, Any]) -> Iterator[str]:
     rows = [[escape(key), f"<td>{escape(str(value))}</td>"] for key, value in about["eval"].items()]
     yield "<h2>Settings</h2>"
-    yield _table(["eval", "value"], [*rows, ["diffcli", f"<td>{escape(about['diffcli'])}</td>"]])
+    yield _table(["eval", "value"], [*rows, ["diffcli", f"<td>{escape(about.get('diffcli', ''))}</td>"]])
 
 
 def _table(

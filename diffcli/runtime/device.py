@@ -57,6 +57,20 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             raise ConfigError(f"precision {name!r} is not known", hint="choose auto, float32, bf16 or fp16")
 
 
+def resolve_backbone_precision(name: str, *, precision: Precision, device: torch.device) -> Precision:
+    """The precision of the frozen half, where the trained half runs in `precision`.
+
+    auto: the same, but fp16 instead of bf16 on a GPU; its mantissa is three bits longer. The caller checks that nothing
+    overflows in it (`DiffusionFeatureExtractor.is_finite`).
+
+    Raises:
+        ConfigError: no such precision, or the device lacks it.
+    """
+    if name == "auto":
+        return "fp16" if precision == "bf16" and device.type == "cuda" else precision
+    return resolve_precision(name, device)
+
+
 def _has_bf16(device: torch.device) -> bool:
     """Whether the device computes in bf16 itself; emulation does not count."""
     if device.type == "cuda":

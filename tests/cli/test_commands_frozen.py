@@ -20,7 +20,7 @@ COMMANDS = {
     ],
     "eval": [
         "--run RUN...",
-        "--domain STR",
+        "--domain NAME...",
         "--root PATH",
         "--set KEY=VALUE...",
         "--output -o DIR",
@@ -29,7 +29,7 @@ COMMANDS = {
     ],
     "evaluate": [
         "--run RUN...",
-        "--domain STR",
+        "--domain NAME...",
         "--root PATH",
         "--set KEY=VALUE...",
         "--output -o DIR",
@@ -38,7 +38,7 @@ COMMANDS = {
     ],
     "compare": [
         "RUN... (required)",
-        "--domain STR",
+        "--domain NAME...",
         "--root PATH",
         "--index N",
         "--output -o FILE = compare.png",
@@ -125,7 +125,7 @@ COMMANDS = {
         "--json",
     ],
     "data inspect": [
-        "--domain STR",
+        "--domain NAME...",
         "--root PATH",
         "--split STR",
         "--config CONFIG",

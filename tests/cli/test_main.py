@@ -99,7 +99,7 @@ def in_process(code: str, repository: Path, **env: str) -> "subprocess.Completed
     """Run the error boundary with `diff doctor` replaced by `code`."""
     program = (
         "import sys, diffcli.commands.doctor as command\n"
-        f"def run(*, json):\n    {code}\n"
+        f"def run(request):\n    {code}\n"
         "command.run = run\nsys.argv = ['diff', 'doctor']\n"
         "from diffcli.cli.main import main\nmain()\n"
     )

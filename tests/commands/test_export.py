@@ -146,7 +146,7 @@ def test_a_failure_leaves_the_earlier_export_and_nothing_else(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(DiffError, match="No space left"):
         export.run(export.Request(run=run, output=tmp_path / "out"))
     lost = {source / "unet" / "diffusion_pytorch_model.safetensors"}

@@ -83,11 +83,11 @@ def test_counts_are_those_of_plain_code(model: SegmentationModel, make_domain: M
     assert scores.scores.mean_iou_present == pytest.approx(expected.scores().mean_iou_present)
 
 
-@pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (3, 2)])
+@pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (1, 2)])
 def test_batches_and_workers_change_nothing(
     model: SegmentationModel, make_domain: MakeDomain, batch_size: int, workers: int
 ) -> None:
-    domain = make_domain((128, 64), (96, 48), (48, 96), (128, 64))
+    domain = make_domain(*[(128, 64), (96, 48), (48, 96), (128, 64)] * 2)
     settings = SETTINGS.model_copy(update={"batch_size": batch_size})
     scores = scored(model, domain, settings, workers=workers)
     moved = int((scores.counts - by_hand(model, domain).counts).abs().sum())
@@ -141,7 +141,7 @@ def test_a_bad_label_is_left_out_and_told(model: SegmentationModel, make_domain:
 def test_only_bad_labels_are_an_error(
     model: SegmentationModel, make_domain: MakeDomain, workers: int
 ) -> None:
-    domain = make_domain((64, 64), (64, 64), values={0: 77, 1: 78})
+    domain = make_domain(*[(64, 64)] * 4, values=dict.fromkeys(range(4), 77))
     with pytest.raises(DataError, match="77") as caught:
         scored(model, domain, SETTINGS, workers=workers)
     assert "0.png" in str(caught.value.where)

@@ -78,7 +78,7 @@ def test_a_failure_inside_progress_passes_through(capsys: pytest.CaptureFixture[
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_in_a_terminal_bars_nest_and_words_go_above(repository: Path) -> None:
     code = (
-        "from diffcli import console\n"
+        "from diffcli.runtime import console\n"
         "with console.progress('train', 2) as bar:\n"
         "    bar.update(loss=0.5)\n"
         "    with console.progress('validate', 1) as inner: inner.update()\n"
