@@ -261,7 +261,7 @@ def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
     for other in others:
         if other.config.model.classes != first.config.model.classes:
             raise ConfigError(
-                f"its classes are not those of {first.path}",
+                f"it has other classes than {first.path}",
                 where=str(other.path),
                 hint="means over different classes do not compare: evaluate these runs one by one",
             )
