@@ -12,12 +12,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from diffcli.prediction.inference import network_image, open_run, wanted_domains
 from numpy.typing import NDArray
 
 from diffcli.classes import IGNORE_ID
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import DiffError
-from diffcli.prediction.inference import network_image, open_run, wanted_domains
 from diffcli.prediction.inputs import Job, Read
 from diffcli.prediction.segmenter import Predictor
 from diffcli.runs.folder import RUNS, find_run

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffcli import __version__
 from diffcli.commands.tables import print_report, print_table
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.domains import match_classes, wanted_domains
@@ -28,6 +28,7 @@ from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.folder import PICTURE, REPORT
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
@@ -114,6 +115,7 @@ def _evaluate(
     trained = result.run
     model, settings = trained.load_model(device=device), trained.config.eval
     segmenter = trained_segmenter(model, settings)
+    workers = resolve_data_workers(trained.config.runtime.data_workers)
     matches = {}
     for entry in entries:
         match = match_classes(entry, model.config.classes)
@@ -125,7 +127,10 @@ def _evaluate(
         try:
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
                 return evaluate_domain(
-                    segmenter, domain, workers=trained.config.runtime.data_workers, progress=bar.update
+                    segmenter,
+                    domain,
+                    workers=resolve_data_workers(trained.config.runtime.data_workers),
+                    progress=bar.update,
                 )
         except DiffError as error:
             result.errors.append(error)

@@ -12,14 +12,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from diffcli.config.settings import DomainConfig, ModelConfig, RunConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
 from diffcli.data.domains import DOMAINS
 from diffcli.data.labels import OutsideMapping
 from diffcli.data.survey import Survey, survey
 from diffcli.drawing.contact_sheet import Panel, inspection_picture
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.files import write_atomically
+from diffcli.files import check_writable, write_atomically
 from diffcli.runtime import console
 
 PANELS = 12
@@ -57,6 +58,7 @@ def run(request: Request) -> None:
         entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
     opened = [one for entry in entries for one in _open_splits(entry, model)]
     _refuse_inside(output, [one for _, one in opened])
+    check_writable(output)
     records: list[dict[str, Any]] = []
     faulty = 0
     for name, one in opened:

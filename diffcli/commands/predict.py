@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
 from diffcli.prediction.inputs import Reader, plan, refuse_collisions

@@ -11,15 +11,16 @@ import numpy as np
 from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import Domain, Sample, open_domain
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.evaluator import segment_domain
-from diffcli.files import write_atomically
+from diffcli.files import check_output, write_atomically
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
+from diffcli.runtime.device import resolve_data_workers
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ def run(request: Request) -> None:
     """
     domain, split, output = request.domain, request.split, request.output
     server = _server(domain)
-    if output.is_dir():
-        raise DataError("the output is a folder", where=str(output), hint=f"-o {output}/{domain}.zip")
+    check_output(output, suffixes=(".zip",))
     trained = open_run(request.run, overrides=request.overrides)
     pixels = _pixels(trained, server)
     opened = _open_unlabelled(trained, domain, request.root, split)
@@ -84,7 +84,9 @@ def run(request: Request) -> None:
     with write_atomically(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         segmenter = trained_segmenter(trained.load_model(device=request.device), trained.config.eval)
         with console.progress(f"submit {domain}", len(names), unit="images") as bar:
-            for index, mask in segment_domain(segmenter, opened, workers=trained.config.runtime.data_workers):
+            for index, mask in segment_domain(
+                segmenter, opened, workers=resolve_data_workers(trained.config.runtime.data_workers)
+            ):
                 archive.writestr(names[index], _png(pixels[mask]))
                 bar.update()
     console.say(f"{len(names)} label maps in {output}")
@@ -124,7 +126,7 @@ def _pixels(trained: OpenRun, server: Server) -> Pixels:
 def _open_unlabelled(trained: OpenRun, name: str, root: Path | None, split: str) -> Domain:
     """Every image of the split at its own size; labels, if there are any, are left alone."""
     entries = trained.config.data.eval
-    own = next((entry for entry in entries if entry.domain == name), DomainConfig(domain=name))
+    own = next((entry for entry in entries if entry.domain == name), domain_config(name))
     entry = own.model_copy(update={"root": root or own.root, "split": split, "resize": None, "limit": None})
     domain = open_domain(entry, purpose="eval", classes=trained.config.model.classes)
     images = {sample.image for sample in domain.samples if sample.image} | set(domain.missing.labels)

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
-from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.config.domain import DomainConfig, FolderDomain, KnownDomain, MiniworldDomain
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
 from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec, LabelEncoding, LabelFiles, Layout
 from diffcli.data.images import Image
@@ -76,7 +77,7 @@ def open_domain(
         spec = DOMAINS[MINIWORLD_SOURCE]
     if spec.members:
         domain = _join(spec, config, purpose, classes)
-    elif spec.rendered is not None:
+    elif isinstance(config, MiniworldDomain):
         domain = _rendered(spec, config, purpose, classes)
     else:
         try:
@@ -107,7 +108,7 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
         return find_splits(config.model_copy(update={"domain": spec.members[0]}), classes=classes)
     if spec.rendered is not None:
         return [spec.eval_split]
-    if spec.name == "folder":
+    if isinstance(config, FolderDomain):
         spec = _folder_spec(config, classes)
     root = find_root(spec, config.root)
     found = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
@@ -119,30 +120,18 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
 
 
 def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
-    """Settings that the domain would silently ignore, or that contradict the classes, are errors."""
-    own = ("images", "labels", "label_ids", "label_colors")
-    strays = [key for key in own if getattr(config, key) is not None and spec.name != "folder"]
-    if strays:
-        raise ConfigError(
-            f"{strays[0]} belongs to domain: folder, not to {spec.name}",
-            hint="write domain: folder, or drop the key",
-        )
-    if config.count is not None and spec.folder != "miniworld":
-        raise ConfigError(
-            f"count belongs to miniworld, not to {spec.name}", hint="write limit to take fewer samples"
-        )
+    """Raise a ConfigError for a split that does not exist, or settings that contradict the classes."""
     if config.split is not None and config.split not in FIRST_SCENE:
         raise ConfigError(f"unknown split {config.split!r}", hint="splits are train, val and test")
-    used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
-    outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
-    if outside:
-        raise ConfigError(
-            f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
-            hint="train ids are the positions in model.classes; 255 ignores",
-        )
-    if any(not -2 <= value < 65536 for value in config.label_ids or ()):
-        raise ConfigError("label_ids names values that no label file holds", hint="values are -2 .. 65535")
-    if spec.name != "folder" and not set(classes) & set(CITYSCAPES_CLASSES):
+    if isinstance(config, FolderDomain):
+        used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
+        outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
+        if outside:
+            raise ConfigError(
+                f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
+                hint="train ids are the positions in model.classes; 255 ignores",
+            )
+    elif not set(classes) & set(CITYSCAPES_CLASSES):
         raise ConfigError(
             f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
             hint="use domain: folder for own classes",
@@ -179,7 +168,7 @@ def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Seq
     )
 
 
-def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+def _rendered(spec: DomainSpec, config: MiniworldDomain, purpose: Purpose, classes: Sequence[str]) -> Domain:
     """Scenes of the miniature world; nothing is rendered yet."""
     assert spec.rendered is not None
     split = config.split or ("train" if purpose == "train" else "val")
@@ -198,9 +187,11 @@ def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes:
     )
 
 
-def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+def _listed(
+    spec: DomainSpec, config: KnownDomain | FolderDomain, purpose: Purpose, classes: Sequence[str]
+) -> Domain:
     """Samples that lie on disk."""
-    if spec.name == "folder":
+    if isinstance(config, FolderDomain):
         spec = _folder_spec(config, classes)
     root = find_root(spec, config.root)
     place, split = _find_split(spec, config, root, purpose)
@@ -264,9 +255,9 @@ def _readers(spec: DomainSpec, place: Place, root: Path, classes: Sequence[str])
     return [LabelReader(vistas_encoding(files, place.base, root), train_ids) for files in place.layout.labels]
 
 
-def _folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
+def _folder_spec(config: FolderDomain, classes: Sequence[str]) -> DomainSpec:
     """The layouts of a user's own folder: images/ and labels/, with or without split folders in either order."""
-    images, labels = config.images or "images", config.labels or "labels"
+    images, labels = config.images, config.labels
     if config.label_ids is None and config.label_colors is None:
         encoding = LabelEncoding(ids={i: i for i in range(len(classes))})
     else:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import DomainConfig, domain_config
 from diffcli.data.domains import DOMAINS, SPLITS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
 from diffcli.data.listing import find_pairs, find_place
 from diffcli.errors import ConfigError, DataError
@@ -50,7 +50,9 @@ def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig
         raise ConfigError(
             "one root was given for several domains", hint=f"set {DATA_VARIABLE}, or name one domain"
         )
-    return [DomainConfig(domain=name, root=root) for name in found]
+    if root is not None and known_domain(found[0]).folder == "miniworld":
+        raise ConfigError("the miniature world is rendered: a root does not apply to it")
+    return [domain_config(name, root=root) for name in found]
 
 
 def _expanded(name: str) -> Iterator[str]:

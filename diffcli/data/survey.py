@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.domain import Domain
 from diffcli.data.images import is_cut_short, read_image
 from diffcli.data.statistics import (

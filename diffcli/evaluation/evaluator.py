@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.data.batches import single_threaded
 from diffcli.data.dataset import Domain

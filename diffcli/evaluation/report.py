@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from diffcli.classes import CLASS_SUBSETS
-from diffcli.config.settings import EvalConfig, ModelConfig, as_plain
+from diffcli.config.base import as_plain
+from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.drawing.pictures import Row, side_by_side
 from diffcli.evaluation.domains import ClassMatch
 from diffcli.evaluation.evaluator import DomainScores

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.transforms import resize_label
 from diffcli.drawing.pictures import Pixels
 

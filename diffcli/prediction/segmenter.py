@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DiffError

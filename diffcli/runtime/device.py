@@ -1,5 +1,6 @@
 """Which device to run on, and in which precision: what `auto` means, said once."""
 
+import os
 from typing import Literal
 
 import torch
@@ -69,6 +70,14 @@ def resolve_backbone_precision(name: str, *, precision: Precision, device: torch
     if name == "auto":
         return "fp16" if precision == "bf16" and device.type == "cuda" else precision
     return resolve_precision(name, device)
+
+
+def resolve_data_workers(count: int | Literal["auto"]) -> int:
+    """Processes that load images; auto: one for each CPU core that this process may use, at most 4."""
+    if count != "auto":
+        return count
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 def _has_bf16(device: torch.device) -> bool:

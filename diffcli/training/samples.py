@@ -7,6 +7,7 @@ from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 from diffcli.training.trainer import Trainer
 
 
@@ -33,7 +34,9 @@ def count_classes(config: RunConfig, source: Domain) -> ClassStatistics | None:
         return None
     with console.progress("count classes", len(source)) as bar:
         return class_statistics(
-            source, workers=config.runtime.data_workers, progress=lambda _done, _total: bar.update()
+            source,
+            workers=resolve_data_workers(config.runtime.data_workers),
+            progress=lambda _done, _total: bar.update(),
         )
 
 
@@ -72,6 +75,6 @@ def batches(trainer: Trainer) -> Iterator[Batch]:
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
         batch_size=train.batch_size,
-        workers=trainer.config.runtime.data_workers,
+        workers=resolve_data_workers(trainer.config.runtime.data_workers),
         pin=trainer.model.device.type == "cuda",
     )

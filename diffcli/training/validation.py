@@ -13,6 +13,7 @@ from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import BEST
 from diffcli.runtime import console
+from diffcli.runtime.device import resolve_data_workers
 from diffcli.training.trainer import Trainer
 
 
@@ -29,7 +30,10 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluate_domain(
-                    segmenter, domain, workers=config.runtime.data_workers, progress=bar.update
+                    segmenter,
+                    domain,
+                    workers=resolve_data_workers(config.runtime.data_workers),
+                    progress=bar.update,
                 )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")

@@ -19,7 +19,8 @@ from PIL import Image
 from diffcli.api.model import TrainedModel, load
 from diffcli.commands import export, predict
 from diffcli.config.file import dump_config
-from diffcli.config.settings import RunConfig, Size
+from diffcli.config.settings import RunConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import build_model
 from diffcli.data.miniworld import render

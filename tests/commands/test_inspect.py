@@ -10,7 +10,8 @@ from PIL import Image
 
 from diffcli.cli import classic
 from diffcli.commands import inspect_data
-from diffcli.config.settings import DomainConfig, Size
+from diffcli.config.domain import domain_config
+from diffcli.config.size import Size
 from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics, kept_statistics
 from diffcli.data.survey import image_size, survey
@@ -189,7 +190,7 @@ def test_what_a_user_gets_wrong(
 
 
 def test_statistics_are_shared_with_training_and_notice_a_change(sound: Folder) -> None:
-    config = DomainConfig(domain="folder", root=sound)
+    config = domain_config("folder", root=sound)
     training = open_domain(config, purpose="train")
     found = survey(open_domain(config.model_copy(update={"split": "train"}), purpose="eval"))
     kept = kept_statistics(training)
@@ -204,7 +205,7 @@ def test_statistics_are_shared_with_training_and_notice_a_change(sound: Folder) 
 
 
 def test_a_faulty_folder_is_never_kept(faulty: Folder) -> None:
-    domain = open_domain(DomainConfig(domain="folder", root=faulty), purpose="train")
+    domain = open_domain(domain_config("folder", root=faulty), purpose="train")
     assert len(survey(domain).faults) == 5
     assert kept_statistics(domain) is None
 
@@ -222,7 +223,7 @@ def test_size_of_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:
 
 def test_a_label_of_another_scale_is_no_fault(sound: Folder) -> None:
     save(sound / "labels/a.png", np.zeros((4, 8)))
-    domain = open_domain(DomainConfig(domain="folder", root=sound), purpose="train")
+    domain = open_domain(domain_config("folder", root=sound), purpose="train")
     found = survey(domain)
     assert not found.faults
     assert found.looks[0].label == Size(8, 4)

@@ -11,10 +11,10 @@ from PIL import Image
 from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.commands import submit
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
-from diffcli.errors import ConfigError, DataError
+from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.evaluator import segment_domain
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs import opening
@@ -70,7 +70,7 @@ def test_cityscapes_takes_label_ids(
         "bielefeld_000001_000019_leftImg8bit.png",
         "mainz_000002_000019_leftImg8bit.png",
     ]
-    domain = open_domain(DomainConfig(domain="cityscapes", root=cityscapes, split="test"), purpose="eval")
+    domain = open_domain(domain_config("cityscapes", root=cityscapes, split="test"), purpose="eval")
     settings = opening.open_run(tiny_run).config.eval
     for index, mask in segment_domain(trained_segmenter(model, settings), domain):
         written = found[f"{domain.identity(index)}.png"]
@@ -119,7 +119,7 @@ def test_what_no_server_takes(tiny_run: Path, cityscapes: Path, tmp_path: Path) 
                 overrides=["eval.reference=labels"],
             )
         )
-    with pytest.raises(DataError, match="output is a folder"):
+    with pytest.raises(DiffError, match="this is a folder"):
         submit.run(submit.Request(domain="cityscapes", run=tiny_run, output=tmp_path, root=cityscapes))
     with pytest.raises(DataError):
         submit.run(

@@ -13,7 +13,8 @@ from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands.tables import print_report
-from diffcli.config.settings import DomainConfig, EvalConfig, ModelConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.evaluation.domains import match_classes
 from diffcli.evaluation.evaluator import DomainScores, Shown
@@ -156,9 +157,9 @@ def test_every_form_of_a_number_is_rounded_once_from_the_same_value() -> None:
 
 
 def test_a_run_of_other_classes_says_what_was_matched() -> None:
-    entry = DomainConfig(domain="cityscapes")
+    entry = domain_config("cityscapes")
     assert match_classes(entry, CITYSCAPES_CLASSES) is None
-    assert match_classes(DomainConfig(domain="folder"), ("a", "b")) is None
+    assert match_classes(domain_config("folder"), ("a", "b")) is None
     match = match_classes(entry, ("road", "tram"))
     assert match is not None
     assert (match.matched, match.only_in_run) == (("road",), ("tram",))

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.model import SegmentationModel, to_model_range
 from diffcli.core.noise_field import field_noise
 from diffcli.errors import DiffError
