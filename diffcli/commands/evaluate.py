@@ -129,7 +129,7 @@ def _evaluate(
                 return evaluate_domain(
                     segmenter,
                     domain,
-                    workers=resolve_data_workers(trained.config.runtime.data_workers),
+                    workers=workers,
                     progress=bar.update,
                 )
         except DiffError as error:
