@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from diffcli.config.file import load_config, override
 from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
 from diffcli.core.model import DTYPES, SegmentationModel, build_model
@@ -101,10 +103,17 @@ def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig, *, images: in
         )
     if runtime.cuda_graphs and on_cuda:
         model.capture()
-    repays = on_cuda and images * model.extractor.schedule.evaluated_steps >= COMPILE_REPAYS
-    if runtime.compile is True or (runtime.compile == "auto" and repays):
+    evaluations = images * model.extractor.schedule.evaluated_steps
+    if wants_compile(runtime.compile, device=model.device, evaluations=evaluations):
         console.say("the U-Net is compiled at its first use, which takes a minute or more")
         model.compile()
+
+
+def wants_compile(setting: bool | str, *, device: torch.device, evaluations: int) -> bool:
+    """Whether `runtime.compile` means to compile for so many U-Net evaluations; auto does on a CUDA GPU alone."""
+    if setting == "auto":
+        return device.type == "cuda" and evaluations >= COMPILE_REPAYS
+    return bool(setting)
 
 
 def settle_precision(model: SegmentationModel) -> None:
