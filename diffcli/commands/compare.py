@@ -1,14 +1,14 @@
 """`diff compare`: what several runs make of the same image, side by side, a row a domain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
-from diffcli.evaluation.domains import wanted_domains
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
 from diffcli.evaluation.evaluator import Shown, evaluate_sample
 from diffcli.files import check_output, write_atomically
 from diffcli.prediction.trained import trained_segmenter
@@ -22,10 +22,8 @@ class Request:
 
     runs: Sequence[Path]
     """Run folders, exported folders or checkpoint files."""
-    domains: str | None = None
-    """A name, "all" or a comma list; None takes the first run's data.eval."""
-    root: Path | None = None
-    """Where the one named domain is."""
+    domains: DomainChoice = field(default_factory=DomainChoice)
+    """The domains; by default the first run's data.eval."""
     index: int | None = None
     """Number of the image in its domain, from 0; None takes the middle one."""
     output: Path = Path("compare.png")
@@ -51,7 +49,7 @@ def run(request: Request) -> None:
     opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
     _refuse_other_classes(opened)
     known = next((one.config.data.eval for one in opened if one.config.data.eval), ())
-    entries = wanted_domains(opened[0], request.domains, request.root, otherwise=known)
+    entries = wanted_domains(opened[0], request.domains, otherwise=known)
     targets = [
         open_domain(entry, purpose="eval", classes=opened[0].config.model.classes) for entry in entries
     ]

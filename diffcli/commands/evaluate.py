@@ -16,7 +16,7 @@ from diffcli.commands.tables import print_report, print_table
 from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation.domains import match_classes, wanted_domains
+from diffcli.evaluation.domains import DomainChoice, match_classes, wanted_domains
 from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain, evaluate_sample
 from diffcli.evaluation.html import html_report
 from diffcli.evaluation.parts import score_all
@@ -40,10 +40,8 @@ class Request:
 
     runs: Sequence[Path]
     """Run folders, exported folders or checkpoint files."""
-    domains: str | None = None
-    """A name, "all" or a comma list; None takes each run's data.eval."""
-    root: Path | None = None
-    """Where the one named domain is."""
+    domains: DomainChoice = field(default_factory=DomainChoice)
+    """The domains; by default each run's data.eval."""
     overrides: Sequence[str] = ()
     """Settings to change, as in "eval.flip=true"."""
     output: Path | None = None
@@ -67,7 +65,7 @@ def run(request: Request) -> None:
     _refuse_equal_names(opened)
     _refuse_other_classes(opened)
     known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
-    wanted = [wanted_domains(trained, request.domains, request.root, otherwise=known) for trained in opened]
+    wanted = [wanted_domains(trained, request.domains, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
         result = Result(trained)

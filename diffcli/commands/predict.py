@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config.settings import EvalConfig
-from diffcli.config.size import Size
+from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
 from diffcli.prediction.inputs import Reader, plan, refuse_collisions
@@ -64,7 +64,7 @@ def run(request: Request) -> None:
     """
     output, skip_existing = request.output, request.skip_existing
     jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
-    tile = None if request.tile is None else parse_tile(request.tile)
+    tile = None if request.tile is None else size_option("--tile", request.tile)
     source = _open(request)
     settings = source.settings
     outputs = choose_outputs(
@@ -144,14 +144,6 @@ def _open(request: Request) -> Source:
 
 
 # -------------------------------------------------------------------------------------------------- options
-
-
-def parse_tile(text: str) -> Size:
-    """WIDTHxHEIGHT as a size. Raises ConfigError where it is none."""
-    width, _, height = text.lower().replace("×", "x").partition("x")
-    if not (width.strip().isdecimal() and height.strip().isdecimal()):
-        raise ConfigError(f"--tile {text}: not a size", hint="WIDTHxHEIGHT, as in --tile 1024x1024")
-    return Size(int(width), int(height))
 
 
 def parse_batch(text: str | None, *, otherwise: int) -> int | None:

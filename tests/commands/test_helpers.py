@@ -152,3 +152,13 @@ def test_init_replaces_yaml_files_only(cli: Any, tmp_path: Path, name: str) -> N
     assert f"error: {name}: " in refused.stderr
     assert (tmp_path / "thesis.docx").read_text() == "years of work"
     assert (tmp_path / "link.yaml").is_symlink()
+
+
+def test_check_takes_its_data_from_another_file(cli: Any, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("data: {train: {domain: miniworld/clean, count: 7}}\n")
+    for words in ([small, "--config", "data.yaml"], ["--config", "data.yaml"]):
+        result = cli("check", *words, "--json")
+        assert [one["samples"] for one in json.loads(result.stdout)["domains"]] == [7]
+    changed = cli("check", small, "--config", "data.yaml", "--set", "data.train.count=8", "--json")
+    assert json.loads(changed.stdout)["domains"][0]["samples"] == 8
+    assert cli("check").returncode == 2
