@@ -47,7 +47,7 @@ def run(request: Request) -> None:
     config, config_name = request.config, request.config_name
     found, faults = find_data(config.data, classes=config.model.classes)
     try:
-        backbone = describe_source(config.model.backbone)
+        backbone = describe_source(config.model.backbone, last_timestep=config.model.inversion.last_timestep)
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
