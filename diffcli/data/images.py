@@ -11,6 +11,9 @@ from diffcli.errors import DataError
 
 Image = NDArray[np.uint8]
 
+PIXEL_MEAN = PIXEL_SCALE = 127.5
+"""(pixel - PIXEL_MEAN) / PIXEL_SCALE is what networks see: 0..255 as [-1,1]."""
+
 
 def read_image(path: Path, *, upright: bool = True) -> Image:
     """The image (H, W, 3), RGB, 0..255: grey is spread, alpha dropped, 16 bits scaled to 8, EXIF rotation applied.
