@@ -267,21 +267,35 @@ class DomainConfig(Settings):
     root: Path | None = None
     """Folder that holds it; null takes DIFFCLI_DATA/<domain>."""
     split: str | None = None
-    """train, val or test; null takes train for training and val for evaluation."""
+    """train, val, test, or the name of a split's folder (valid and validation are val); null takes train for training, val for evaluation, or all of a set without splits."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold out this share of a set without a val split: it becomes split val, the rest split train. The draw depends on val_seed and the files' names alone."""
+    val_seed: NonNegativeInt = 0
+    """Seed of the draw of val_fraction."""
     resize: PixelSize | None = None
-    """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the files' own."""
+    """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the files' size."""
     eval_size: PixelSize | None = None
     """The network sees this domain's images at this size where it is evaluated; null takes eval.size."""
     limit: PositiveInt | None = None
     """Take at most this many samples, evenly spread; null takes all."""
     images: str | None = None
-    """folder: sub-folder of the images (default images)."""
+    """folder: sub-folder of the images (default images), or a pattern: rgb/rgb_{id}.png, {split}/{id}/left.png."""
     labels: str | None = None
-    """folder: sub-folder of the labels (default labels)."""
-    label_ids: dict[int, int] | None = None
-    """folder: label value -> train id (255 ignores); null reads the files as train ids."""
-    label_colors: tuple[tuple[Color, int], ...] | None = None
-    """folder: [[red, green, blue], train id] pairs for labels stored as colours."""
+    """folder: sub-folder of the labels (default labels), or a pattern with the same {id}: ss/ss_{id}.png."""
+    image_prefix: str = ""
+    """folder: what image names begin with, before the part they share with their labels."""
+    image_suffix: str = ""
+    """folder: what image names end with: _leftImg8bit, or with the ending _leftImg8bit.png."""
+    label_prefix: str = ""
+    """folder: what label names begin with."""
+    label_suffix: str = ""
+    """folder: what label names end with: _mask, or with the ending _mask.png."""
+    list_file: str | None = None
+    """folder: text file below root that names the samples, an id or an image and its label a line: ImageSets/Segmentation/{split}.txt."""
+    label_ids: dict[int | Literal["*"], int] | None = None
+    """folder: label value -> train id (255 ignores); "*" is every value that is not listed; null reads the files as train ids."""
+    label_colors: tuple[tuple[Color | Literal["*"], int], ...] | None = None
+    """folder: [[red, green, blue], train id] pairs for labels stored as colours; ["*", 255] is every other colour."""
     count: PositiveInt | None = None
     """miniworld: number of scenes (default 512 for training, 32 for evaluation)."""
     seed: NonNegativeInt = 0

@@ -15,13 +15,14 @@ import numpy as np
 from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
 from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
-from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec, LabelEncoding, LabelFiles, Layout
+from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec
+from diffcli.data.folder import folder_spec
 from diffcli.data.images import Image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
-from diffcli.data.listing import Missing, Pair, Place, find_pairs, find_place
+from diffcli.data.listing import Missing, Pair, Place, archives, find_pairs
+from diffcli.data.patterns import ID, SPLIT, split_name
 from diffcli.data.roots import (
     Located,
-    describe_layouts,
     expand_domains,
     find_root,
     known_domain,
@@ -29,6 +30,7 @@ from diffcli.data.roots import (
     locate,
     vistas_encoding,
 )
+from diffcli.data.splits import choose_split, held_out, nothing_here, places_of, unpaired
 from diffcli.data.statistics import ClassStatistics, RareClasses, rare_classes
 from diffcli.data.transforms import IMAGE_PADDING, draw_crop, flip_horizontally, pad, photometric_distortion
 from diffcli.errors import ConfigError, DataError
@@ -53,7 +55,7 @@ Purpose = Literal["train", "eval"]
 SCENES: dict[Purpose, int] = {"train": 512, "eval": 32}
 """Scenes of the miniature world where YAML gives no count."""
 FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-"""Where each split starts, so that no two share a scene."""
+"""Where each split starts, so that no two have a scene in common."""
 
 
 def open_domain(
@@ -108,20 +110,21 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
     if spec.rendered is not None:
         return [spec.eval_split]
     if spec.name == "folder":
-        spec = _folder_spec(config, classes)
+        spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
-    found = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
+    found = list(dict.fromkeys(place.name or "train" for place in places_of(spec, root, asked=config.split)))
     if not found:
-        raise DataError(
-            f"{spec.name}: no images here", where=str(root), hint=f"expected {describe_layouts(spec)}"
-        )
-    return found
+        raise nothing_here(spec, root)
+    return ["train", "val", *found[1:]] if config.val_fraction is not None else found
 
 
 def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
     """Settings that the domain would silently ignore, or that contradict the classes, are errors."""
-    own = ("images", "labels", "label_ids", "label_colors")
-    strays = [key for key in own if getattr(config, key) is not None and spec.name != "folder"]
+    own = (
+        *("images", "labels", "image_prefix", "image_suffix", "label_prefix", "label_suffix"),
+        *("list_file", "label_ids", "label_colors"),
+    )
+    strays = [key for key in own if getattr(config, key) and spec.name != "folder"]
     if strays:
         raise ConfigError(
             f"{strays[0]} belongs to domain: folder, not to {spec.name}",
@@ -131,8 +134,14 @@ def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[st
         raise ConfigError(
             f"count belongs to miniworld, not to {spec.name}", hint="write limit to take fewer samples"
         )
-    if config.split is not None and config.split not in FIRST_SCENE:
+    if config.split is not None and spec.name != "folder" and split_name(config.split) is None:
         raise ConfigError(f"unknown split {config.split!r}", hint="splits are train, val and test")
+    if config.val_fraction is not None and (spec.members or spec.rendered is not None):
+        raise ConfigError(
+            f"val_fraction does not belong to {spec.name}",
+            hint="its splits never have a scene in common" if spec.rendered else "name one of its parts",
+        )
+    _check_pattern(config)
     used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
     outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
     if outside:
@@ -140,13 +149,28 @@ def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[st
             f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
             hint="train ids are the positions in model.classes; 255 ignores",
         )
-    if any(not -2 <= value < 65536 for value in config.label_ids or ()):
+    if any(value != "*" and not -2 <= value < 65536 for value in config.label_ids or ()):
         raise ConfigError("label_ids names values that no label file holds", hint="values are -2 .. 65535")
-    if spec.name != "folder" and not set(classes) & set(CITYSCAPES_CLASSES):
+    if spec.name != "folder" and not set(classes) & {*CITYSCAPES_CLASSES, *spec.classes}:
         raise ConfigError(
             f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
-            hint="use domain: folder for own classes",
+            hint="use domain: folder for other classes",
         )
+
+
+def _check_pattern(config: DomainConfig) -> None:
+    """Prefix and suffix belong to a folder's name, not to a pattern; image and label pattern have the same {id}."""
+    for what in ("image", "label"):
+        text = getattr(config, f"{what}s") or ""
+        if ID in text and (getattr(config, f"{what}_prefix") or getattr(config, f"{what}_suffix")):
+            raise ConfigError(
+                f"{what}s is a pattern and {what}_prefix or {what}_suffix is set as well",
+                hint=f"write all of it into {what}s: {text}",
+            )
+        if "{" in text.replace(ID, "").replace(SPLIT, ""):
+            raise ConfigError(
+                f"{what}s: {text} has an unknown placeholder", hint=f"there are {ID} and {SPLIT}"
+            )
 
 
 def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
@@ -182,7 +206,9 @@ def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Seq
 def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
     """Scenes of the miniature world; nothing is rendered yet."""
     assert spec.rendered is not None
-    split = config.split or ("train" if purpose == "train" else "val")
+    split = split_name(config.split or "") or ("train" if purpose == "train" else "val")
+    if split not in FIRST_SCENE:
+        raise ConfigError(f"{spec.name} has no split {split}", hint="its splits are train, val and test")
     first = FIRST_SCENE[split]
     scenes = (Scene(config.seed, first + i, spec.rendered) for i in range(config.count or SCENES[purpose]))
     samples = [
@@ -193,58 +219,39 @@ def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes:
         config.name or spec.name,
         samples,
         classes=classes,
+        split=split,
         resize=config.resize,
         eval_size=config.eval_size,
     )
 
 
 def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
-    """Samples that lie on disk."""
+    """Samples that are on disk."""
     if spec.name == "folder":
-        spec = _folder_spec(config, classes)
+        spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
-    place, split = _find_split(spec, config, root, purpose)
+    usual = "train" if purpose == "train" else "val" if config.val_fraction else spec.eval_split
+    wanted = config.split or usual
+    place, part = choose_split(spec, config, root, wanted=wanted)
     pairs, missing = find_pairs(place)
     labelled = [pair for pair in pairs if pair.label is not None]
-    if purpose == "train" and not labelled:
-        raise DataError(
-            f"{spec.name}: no image here has a label" if pairs else f"{spec.name}: no images here",
-            where=str(place.images()),
-            hint=f"training needs labels; expected {describe_layouts(spec)}, each named like its image",
-        )
+    if not pairs or (not labelled and (purpose == "train" or missing.images)):
+        raise unpaired(spec, place, pairs, missing, purpose)
     kept = labelled or pairs
-    if not kept:
-        raise DataError(
-            f"{spec.name}: no images here",
-            where=str(place.images()),
-            hint=f"expected {describe_layouts(spec)}",
-        )
+    if part:
+        kept = held_out(kept, part=part, fraction=config.val_fraction or 0, seed=config.val_seed)
+    split = part or place.name
     return Domain(
         config.name or (root.resolve().name if spec.name == "folder" else spec.name),
-        [_sample(pair, split if place.split else "") for pair in kept],
+        [_sample(pair, split if part or place.split else "") for pair in kept],
         classes=classes,
         readers=_readers(spec, place, root, classes),
         missing=missing,
+        split=split,
         resize=config.resize,
         eval_size=config.eval_size,
         aspect_tolerance=0.1 if spec.labels_may_differ else 0.01,
-    )
-
-
-def _find_split(spec: DomainSpec, config: DomainConfig, root: Path, purpose: Purpose) -> tuple[Place, str]:
-    """Where the split lies; without one in YAML the usual one, or the whole of an undivided set."""
-    usual = "train" if purpose == "train" else spec.eval_split
-    wanted = (config.split,) if config.split is not None else (usual, "")
-    for split in wanted:
-        place = find_place(root, spec.layouts, split)
-        if place is not None:
-            return place, split
-    others = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
-    raise DataError(
-        f"{spec.name}: no {wanted[0]} images here"
-        + (f", but there is {', '.join(others)}" if others else ""),
-        where=str(root),
-        hint=f"expected {describe_layouts(spec)}" + (f"; or set split: {others[0]}" if others else ""),
+        archives=archives(place),
     )
 
 
@@ -259,24 +266,18 @@ def _sample(pair: Pair, split: str) -> Sample:
 
 def _readers(spec: DomainSpec, place: Place, root: Path, classes: Sequence[str]) -> list[LabelReader]:
     """One reader for each kind of label files of the layout."""
-    own = spec.name == "folder"
-    train_ids = (*range(len(classes)),) if own else train_ids_by_name(classes)
+    if spec.name == "folder":
+        return [LabelReader(files.encoding, (*range(len(classes)),)) for files in place.layout.labels]
+    if set(classes) & set(spec.classes) - set(CITYSCAPES_CLASSES):
+        train_ids = train_ids_by_name(classes, names=spec.classes)
+        return [
+            LabelReader(files.own, train_ids)
+            if files.own is not None
+            else LabelReader(files.encoding, train_ids_by_name(classes))
+            for files in place.layout.labels
+        ]
+    train_ids = train_ids_by_name(classes)
     return [LabelReader(vistas_encoding(files, place.base, root), train_ids) for files in place.layout.labels]
-
-
-def _folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
-    """The layouts of a user's own folder: images/ and labels/, with or without split folders in either order."""
-    images, labels = config.images or "images", config.labels or "labels"
-    if config.label_ids is None and config.label_colors is None:
-        encoding = LabelEncoding(ids={i: i for i in range(len(classes))})
-    else:
-        encoding = LabelEncoding(ids=config.label_ids or {}, colors=tuple(config.label_colors or ()))
-    layouts = (
-        Layout(f"{images}/{{split}}", (LabelFiles(f"{labels}/{{split}}", encoding),)),
-        Layout(f"{{split}}/{images}", (LabelFiles(f"{{split}}/{labels}", encoding),)),
-        Layout(images, (LabelFiles(labels, encoding),)),
-    )
-    return replace(DOMAINS["folder"], layouts=layouts)
 
 
 class TrainingSample(TypedDict):
