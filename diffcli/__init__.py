@@ -10,8 +10,8 @@ maps = diffcli.DIFFBackbone.from_source("embedded")(images)  # four maps for ano
 TYPE_CHECKING = False  # as typing has it, whose import would be the slowest part of `import diffcli`
 if TYPE_CHECKING:
     from diffcli.api.backbone import DIFFBackbone
+    from diffcli.api.model import TrainedModel, load
     from diffcli.core.model import SegmentationModel, segment
-    from diffcli.prediction.inference import TrainedModel, load
 
 __version__ = "0.1.0"
 
@@ -21,8 +21,8 @@ _HOMES = {
     "DIFFBackbone": "diffcli.api.backbone",
     "SegmentationModel": "diffcli.core.model",
     "segment": "diffcli.core.model",
-    "TrainedModel": "diffcli.prediction.inference",
-    "load": "diffcli.prediction.inference",
+    "TrainedModel": "diffcli.api.model",
+    "load": "diffcli.api.model",
 }
 """Names that need PyTorch are imported when they are first used: `import diffcli` stays instant."""
 

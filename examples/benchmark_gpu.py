@@ -2,8 +2,8 @@
 
 Makes the measurements of `diff bench` with a full-size U-Net of random weights (nothing is downloaded) and prints each
 beside its target; under ten minutes on an H100. Exit code 0 when every target is met, 1 when one is missed, 2 without
-CUDA. `--compile` measures all of it with the U-Net compiled (train.compile), which takes minutes more. `--try` goes the
-same way at toy size on any machine: that shows that the script works and nothing about speed.
+CUDA. `--compile` measures all of it with the U-Net compiled (runtime.compile), which takes minutes more. `--try` runs
+the same steps at toy size on any machine: it shows that the script works and says nothing about speed.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def records(
         size=size,
         repeats=repeats,
     )
-    settings = override(bench.default_config(architecture), [f"train.compile={str(compiled).lower()}"])
+    settings = override(bench.default_config(architecture), [f"runtime.compile={str(compiled).lower()}"])
     wanted = "compiled" if compiled else "diffcli"
     cases = bench.list_cases(settings, plan, random_weights=architecture, place=torch.device(device))
     cases = [case for case in cases if case.code in ("baseline", wanted)]

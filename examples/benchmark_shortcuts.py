@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="of turns, at least")
     parser.add_argument("--schedule", default="five", help="of the lines that need whole images")
-    parser.add_argument("--compile", action="store_true", help="train.compile too, which takes a minute more")
+    parser.add_argument(
+        "--compile", action="store_true", help="runtime.compile too, which takes a minute more"
+    )
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {width}x{height}\n", flush=True)
@@ -120,7 +122,7 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
         other = build_model(model.config)
         other.compile()
         yield (
-            "inference: train.compile",
+            "inference: runtime.compile",
             lambda: model.logits(image, identities=NAMES),
             lambda: other.logits(image, identities=NAMES),
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+INTEGRATION = ROOT / "tests" / "integration"
 
 pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
 
@@ -22,6 +23,22 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests/integration; run `nightly` tests only when -m names them; skip `cuda` tests without a GPU."""
+    import torch
+
+    for item in items:
+        if INTEGRATION in item.path.parents:
+            item.add_marker("integration")
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    if "nightly" not in config.option.markexpr:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if item not in nightly]
 
 
 @pytest.fixture(scope="session")

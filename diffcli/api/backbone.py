@@ -13,12 +13,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from diffcli.config.settings import BackboneConfig, DecoderConfig, InversionConfig, ModelConfig
+from diffcli.config.settings import (
+    DEFAULT_UNET_BATCH,
+    BackboneConfig,
+    DecoderConfig,
+    InversionConfig,
+    ModelConfig,
+)
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel, build_model, content_identity, pad_to_multiple
-from diffcli.prediction.inference import open_run
 from diffcli.runs.hub import run_path
+from diffcli.runs.opening import open_run
 from diffcli.runtime.device import Precision
 
 _FROZEN = "extractor"
@@ -45,7 +51,7 @@ class DIFFBackbone(nn.Module):
         """Take a model's extractor, fusion and pyramid; its head is left."""
         super().__init__()
         self.config, self.precision = model.config, model.precision
-        self.extractor = model.extractor
+        self.extractor, self.max_unet_batch = model.extractor, model.extractor.max_unet_batch
         self.fusion, self.pyramid = model.decoder.fusion, model.decoder.pyramid
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         coarse_first = self.fusion.out_channels
@@ -54,18 +60,28 @@ class DIFFBackbone(nn.Module):
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, *, device: str = "cpu", precision: Precision = "float32", seed: int = 0
+        cls,
+        config: ModelConfig,
+        *,
+        device: str = "cpu",
+        precision: Precision = "float32",
+        seed: int = 0,
+        max_unet_batch: int = DEFAULT_UNET_BATCH,
     ) -> Self:
         """Fresh fusion and pyramid, initialised from `seed`, on the diffusion model that the settings name.
 
         Args:
             config: `model` of a YAML; its class names matter to no map.
             precision: of the frozen model; fusion and pyramid stay float32 (run them under autocast as you like).
+            max_unet_batch: most rows (an image with one of its prompts) of one U-Net call; limits memory.
 
         Raises:
             BackboneError: the diffusion model cannot be loaded.
         """
-        return cls(build_model(config, device=device, precision=precision, seed=seed))
+        model = build_model(
+            config, device=device, precision=precision, seed=seed, max_unet_batch=max_unet_batch
+        )
+        return cls(model)
 
     @classmethod
     def from_source(
@@ -165,7 +181,13 @@ class DIFFBackbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.extractor = build_model(self.config, device=self.device, precision=self.precision).extractor
+        model = build_model(
+            self.config,
+            device=self.device,
+            precision=self.precision,
+            max_unet_batch=self.max_unet_batch,
+        )
+        self.extractor = model.extractor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with trained weights of its own on the same frozen model."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from diffcli.backbone.capture import Captures, Record
 from diffcli.backbone.unet_parts import KeysValues, Stage, to_map
 from diffcli.errors import BackboneError
 
@@ -63,6 +64,9 @@ class FrozenUNet:
         self._compiled: Callable[..., tuple[Tensor, list[Tensor]]] | None = None
         self._backend: str | Callable[..., Any] = "inductor"
         self._sizes: set[torch.Size] = set()
+        self._record: Record | None = None
+        self.captures: Captures | None = None
+        """Recorded calls; None where every call is launched by itself."""
         self.reset()
 
     def reset(self) -> None:
@@ -78,6 +82,7 @@ class FrozenUNet:
         self.forget()
         if self._compiled is not None:
             self.compile(backend=self._backend)
+        self.capture(self._record)
 
     def forget(self) -> None:
         """Drop what was computed of timesteps and prompts; it is computed again when it is asked for."""
@@ -96,6 +101,8 @@ class FrozenUNet:
     ) -> tuple[Tensor | None, Maps]:
         """The network's output for R,4,h,w latents in its dtype, and the maps of `layers`.
 
+        Where calls are captured, the maps are valid until the next call.
+
         Args:
             texts: each row's prompt and its embedding, tokens,width; a prompt always comes with the same one.
             output: False leaves the output out, and everything behind the last of `layers`.
@@ -103,10 +110,41 @@ class FrozenUNet:
         if timestep not in self._biases:
             self._biases[timestep] = self._time_biases(timestep)
         biases, keys_values = self._biases[timestep], self._keys_values(texts)
+        if self.captures is None:
+            return self._run(latents, biases, keys_values, frozenset(layers), output)
+        wanted = [layer for layer in self._every if layer in layers]
+
+        def function(inputs: list[Tensor]) -> list[Tensor]:
+            fixed, rest = inputs[1 : 1 + len(biases)], iter(inputs[1 + len(biases) :])
+            out, maps = self._run(
+                inputs[0], fixed, list(zip(rest, rest, strict=True)), frozenset(layers), output
+            )
+            return [*([] if out is None else [out]), *(maps[layer] for layer in wanted)]
+
+        key = (latents.shape, keys_values[0][0].shape, frozenset(layers), output)
+        inputs = [latents, *biases, *(x for pair in keys_values for x in pair)]
+        found = iter(self.captures(key, function, inputs))
+        out = next(found).clone() if output else None
+        return out, dict(zip(wanted, found, strict=True))
+
+    def _run(
+        self,
+        latents: Tensor,
+        biases: Sequence[Tensor],
+        keys_values: Sequence[KeysValues],
+        layers: Collection[FeatureLayer],
+        output: bool,
+    ) -> tuple[Tensor | None, Maps]:
+        """The pass, compiled where this size is."""
         if self._compiled is None or not self._fits(latents):
-            return self.forward(latents, biases, keys_values, frozenset(layers), output)
+            return self.forward(latents, biases, keys_values, layers, output)
         out, maps = self._run_compiled(latents, biases, keys_values)
         return out if output else None, {layer: maps[layer] for layer in layers}
+
+    def capture(self, record: Record | None) -> None:
+        """Record calls of one shape and replay them from now on, see `diffcli.backbone.capture`; None ends it."""
+        self._record = record
+        self.captures = None if record is None else Captures(record)
 
     @property
     def compiled(self) -> bool:
@@ -188,7 +226,7 @@ class FrozenUNet:
         return unet.conv_out(F.silu(unet.conv_norm_out(x), inplace=True)), maps
 
     def _run_compiled(
-        self, latents: Tensor, biases: list[Tensor], keys_values: list[KeysValues]
+        self, latents: Tensor, biases: Sequence[Tensor], keys_values: Sequence[KeysValues]
     ) -> tuple[Tensor, Maps]:
         """The whole pass whatever is wanted, and all inputs of one form, so that one program serves every call."""
         import torch._dynamo as dynamo
@@ -204,8 +242,8 @@ class FrozenUNet:
             why = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             raise BackboneError(
                 f"the U-Net cannot be compiled here: {why}",
-                where="train.compile",
-                hint="torch.compile needs a C++ compiler (on a GPU also Triton); train.compile=false does without",
+                where="runtime.compile",
+                hint="torch.compile needs a C++ compiler (on a GPU also Triton); runtime.compile=false does without",
             ) from error
         return out, dict(zip(self._every, every, strict=True))
 

@@ -163,8 +163,8 @@ class Baseline(nn.Module):
         )
         moved = []
         for image, (own, group) in enumerate(zip(eps, groups, strict=True)):
-            names = [str(row) for row in range(len(own))]  # every row stands for itself, whatever its prompt
-            guided = guide(own, names, names[1:], guidance_scale=self.config.guidance_scale)
+            every = torch.arange(1, len(own), device=own.device)  # each group has a row, whatever its prompt
+            guided = guide(own, every, guidance_scale=self.config.guidance_scale)
             draw = noise(image, tuple(guided.shape)).to(latent.device)
             stepped = ddim_inversion_step(latent[image], guided, draw, step)
             mask = group.masks.to(latent.device)[:, None]

@@ -21,7 +21,7 @@ from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.loading import quiet
 from diffcli.bench.baseline import Baseline
 from diffcli.bench.random_backbone import Architecture, random_backbone
-from diffcli.config.settings import ModelConfig, TrainConfig
+from diffcli.config.settings import DEFAULT_UNET_BATCH, ModelConfig, TrainConfig
 from diffcli.core.ipkl import PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import DTYPES, SegmentationModel, build_model, join
 from diffcli.errors import DiffError
@@ -39,7 +39,7 @@ class Case:
 
     work: Work
     code: Code
-    """baseline: the published amount of work; compiled: diffcli with train.compile."""
+    """baseline: the published amount of work; compiled: diffcli with runtime.compile."""
     schedule: str
     precision: Precision
     batch: int
@@ -51,6 +51,8 @@ class Case:
     """A ModelConfig as plain values."""
     random_weights: Architecture | None = None
     """Architecture that replaces the model's backbone."""
+    max_unet_batch: int = DEFAULT_UNET_BATCH
+    """Most rows of one U-Net call."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,16 @@ def measure_here(case: Case) -> Measurement:
 def _build(case: Case, device: torch.device) -> SegmentationModel:
     config = ModelConfig.model_validate(case.model)
     if case.random_weights is None:
-        return build_model(config, device=device, precision=case.precision)
+        return build_model(
+            config, device=device, precision=case.precision, max_unet_batch=case.max_unet_batch
+        )
     inversion = config.inversion
     prompts = (inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values())
     with quiet():
         backbone = random_backbone(
             case.random_weights, prompts=prompts, device=device, dtype=DTYPES[case.precision]
         )
-    return join(config, backbone, precision=case.precision)
+    return join(config, backbone, precision=case.precision, max_unet_batch=case.max_unet_batch)
 
 
 def _images(case: Case, device: torch.device) -> tuple[Tensor, list[str]]:

@@ -707,14 +707,14 @@ def main() -> None:
             stream, io.TextIOWrapper
         ):  # a letter that the terminal lacks is spelled out, no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(distributed.leave(_run()))
+    sys.exit(distributed.shut_down(_run()))
 
 
 def _run() -> int:
     """The exit code of the command, which told its errors."""
     try:
-        distributed.start()
-        with distributed.one_voice():
+        distributed.init_process_group()
+        with distributed.only_main_prints():
             app(prog_name=_program_name())
     except SystemExit as end:  # how Typer ends
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -729,7 +729,7 @@ def _report(error: Exception) -> int:
     """Print what went wrong and what to do, unless another process says so; the exit code."""
     from diffcli.runtime import console
 
-    told = distributed.to_tell(error)
+    told = distributed.error_to_report(error)
     if told is None:
         return error.exit_code if isinstance(error, DiffError) else 1
     error = told

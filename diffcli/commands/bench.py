@@ -103,7 +103,7 @@ def run(
         DiffError: a row could not be measured; those before it are printed.
     """
     settings = config or override(default_config(random_weights), overrides)
-    place = resolve_device(device or settings.train.device)
+    place = resolve_device(device or settings.runtime.device)
     cases = list_cases(settings, plan, random_weights=random_weights, place=place)
     rows: list[tuple[Case, Measurement]] = []
     try:
@@ -146,7 +146,7 @@ def list_cases(
             raise ConfigError(f"schedule {name!r} is not known", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
-    codes += ["diffcli", "compiled"] if settings.train.compile else ["diffcli"]
+    codes += ["diffcli", "compiled"] if settings.runtime.compile else ["diffcli"]
     cases = []
     for work in plan.works:
         size = plan.size or _default_size(work, random_weights, model)
@@ -166,6 +166,7 @@ def list_cases(
                         repeats=plan.repeats,
                         model=_with_schedule(model, schedule).model_dump(mode="json"),
                         random_weights=cast(Architecture | None, random_weights),
+                        max_unet_batch=settings.runtime.max_unet_batch,
                     )
                     cases += [_as_published(case, code, place) for code in codes]
     return cases

@@ -7,9 +7,10 @@ from typing import Any
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
+from diffcli.evaluation.domains import wanted_domains
 from diffcli.evaluation.scoring import Shown, evaluate_sample
 from diffcli.files import write_atomically
-from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 

@@ -17,6 +17,7 @@ from diffcli.config.settings import DomainConfig, EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.evaluation.domains import wanted_domains
 from diffcli.evaluation.groups import score_all
 from diffcli.evaluation.html import html_report
 from diffcli.evaluation.report import (
@@ -32,7 +33,8 @@ from diffcli.evaluation.report import (
 )
 from diffcli.evaluation.scoring import DomainScores, Shown, evaluate_domain, evaluate_sample
 from diffcli.files import write_text
-from diffcli.prediction.inference import OpenRun, open_run, wanted_domains
+from diffcli.runs.folder import PICTURE, REPORT
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 
 WORST = 2
@@ -73,11 +75,11 @@ def run(
     wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
-        folder = distributed.from_main(partial(_output_folder, trained, output, several=len(opened) > 1))
+        folder = distributed.broadcast(partial(_output_folder, trained, output, several=len(opened) > 1))
         result = _evaluate(trained, entries, folder=folder, device=device)
         results.append(result)
-        with distributed.together():
-            if result.scores and distributed.is_main():
+        with distributed.raise_together():
+            if result.scores and distributed.is_main_process():
                 write_reports(result)
         if not json:
             _tell(result, heading=len(opened) > 1)
@@ -87,8 +89,8 @@ def run(
         )
     elif len(opened) > 1:
         print_blocks(comparison(results))
-    with distributed.together():
-        if output is not None and len(opened) > 1 and distributed.is_main():
+    with distributed.raise_together():
+        if output is not None and len(opened) > 1 and distributed.is_main_process():
             write_text(output / "comparison.md", markdown(comparison(results)))
     _raise_problems(results)
 
@@ -131,12 +133,12 @@ def _comparable_means(result: Result, names: Sequence[str]) -> dict[str, float |
 def write_reports(result: Result) -> None:
     """Write report.html, .json, .csv and .md, and picture.png into the result's folder."""
     model, scores = result.run.config.model, result.scores
-    write_text(result.folder / "report.json", json_module.dumps(result.report, indent=2, ensure_ascii=False))
+    write_text(result.folder / REPORT, json_module.dumps(result.report, indent=2, ensure_ascii=False))
     write_text(result.folder / "report.csv", _csv(result.report))
     write_text(result.folder / "report.md", _markdown(result))
     page = html_report(result.report, scores, model=model, examples=result.examples)
     write_text(result.folder / "report.html", page)
-    write_picture(result.folder / "picture.png", scores, model=model)
+    write_picture(result.folder / PICTURE, scores, model=model)
 
 
 def _evaluate(
@@ -146,9 +148,9 @@ def _evaluate(
     result = Result(trained, folder)
     domains = _open_domains(result, entries)
     distributed.require_same([domain.samples for domain in domains], what="samples")
-    distributed.from_main(lambda: _make_folder(folder))
+    distributed.broadcast(lambda: _make_folder(folder))
     model, settings = trained.load_model(device=device), trained.config.eval
-    workers = trained.config.data.workers
+    workers = trained.config.runtime.data_workers
 
     def score(domain: Domain) -> DomainScores | None:
         try:
@@ -163,7 +165,7 @@ def _evaluate(
         if scores is not None:
             result.scores.append(scores)
             examples = partial(_examples, model, domain, scores, settings)
-            result.examples.append(distributed.from_main(examples))
+            result.examples.append(distributed.broadcast(examples))
     told = report(result.scores, model=model.config, settings=settings)
     result.report = {**_about(trained, model), **told}
     return result

@@ -33,14 +33,8 @@ from diffcli.export.networks import (
     write_networks,
 )
 from diffcli.export.runner import Kind
-from diffcli.prediction.inference import (
-    EXPORT_BACKBONE,
-    EXPORT_CONFIG,
-    EXPORT_FACTS,
-    EXPORT_WEIGHTS,
-    OpenRun,
-    open_run,
-)
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}

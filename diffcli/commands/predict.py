@@ -55,13 +55,13 @@ def run(
         DataError: no images; or, after all else is done, some could not be read.
         DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
     """
-    jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
+    jobs = distributed.broadcast(lambda: plan(images, output=output, references=reference))
     tiles = None if tile is None else parse_tile(tile)
 
-    from diffcli.prediction.inference import (
+    from diffcli.prediction.segmenter import Predictor
+    from diffcli.runs.opening import (
         open_run,  # seconds: after what can be wrong at once, and not for exported networks
     )
-    from diffcli.prediction.segmenter import Predictor
 
     trained = open_run(run, overrides=overrides)
     model_config, settings = trained.config.model, trained.config.eval
@@ -79,13 +79,13 @@ def run(
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
-    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    begun = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
     left_alone = set(begun.skipped)
     left = [job for job in jobs if job not in left_alone]
     if not left:
         report(begun, outputs, run=run, output=output, json=json)
         return
-    with distributed.together():
+    with distributed.raise_together():
         model = trained.load_model(device=device)
     batch_size = parse_batch(batch, otherwise=settings.batch_size)
     predictor = Predictor(
@@ -99,8 +99,8 @@ def run(
         score_of=outputs.score_of,
     )
     reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    own = distributed.share(left, chunk=batch_size or 1)
-    shares = distributed.gather(
+    own = distributed.shard(left, chunk=batch_size or 1)
+    shares = distributed.all_gather(
         lambda: segment_files(
             predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
         )

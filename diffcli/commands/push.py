@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diffcli.errors import DiffError
-from diffcli.prediction.inference import OpenRun, open_run
 from diffcli.runs.folder import REPORT
 from diffcli.runs.hub import PREFIX, check_access, parse_repo, publish
 from diffcli.runs.model_card import write_card
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 

@@ -17,7 +17,7 @@ from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain
 from diffcli.files import write_atomically
-from diffcli.prediction.inference import OpenRun, open_run
+from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 
@@ -78,7 +78,9 @@ def run(
     with write_atomically(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         model, settings = trained.load_model(device=device), trained.config.eval
         with console.progress(f"submit {domain}", len(names), unit="images") as bar:
-            for index, mask in segment_domain(model, opened, settings, workers=trained.config.data.workers):
+            for index, mask in segment_domain(
+                model, opened, settings, workers=trained.config.runtime.data_workers
+            ):
                 archive.writestr(names[index], _png(pixels[mask]))
                 bar.update()
     console.say(f"{len(names)} label maps in {output}")

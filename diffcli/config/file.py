@@ -122,7 +122,7 @@ def _suggest(dotted: str, siblings: Sequence[str]) -> str:
     """The setting that was probably meant: a sibling, or one of the same or a similar name elsewhere."""
     everywhere = list(_dotted_names(RunConfig, ""))
     last = _last(dotted)
-    for names, cutoff in ((siblings, 0.7), (everywhere, 1.0), (everywhere, 0.8)):
+    for names, cutoff in ((siblings, 0.7), (everywhere, 1.0), (everywhere, 0.7)):
         words = difflib.get_close_matches(last, dict.fromkeys(map(_last, names)), n=2, cutoff=cutoff)
         close = [name for word in words for name in names if _last(name) == word]
         if close:

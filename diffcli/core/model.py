@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffcli.backbone.capture import cuda_graphs
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.loading import load_backbone
 from diffcli.classes import IGNORE_ID
-from diffcli.config.settings import EvalConfig, ModelConfig
+from diffcli.config.settings import DEFAULT_UNET_BATCH, EvalConfig, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
@@ -51,8 +52,12 @@ class SegmentationModel:
         return self.extractor.backbone.device
 
     def compile(self) -> None:
-        """Compile the U-Net at its first use (torch.compile), which takes its time; the same numbers to rounding."""
+        """Compile the U-Net (torch.compile) at its first use, which takes minutes; the same numbers to rounding."""
         self.extractor.backbone.network.compile()
+
+    def capture(self) -> None:
+        """Launch the U-Net's steps as CUDA graphs from now on; the same numbers. Needs a CUDA device."""
+        self.extractor.backbone.network.capture(cuda_graphs())
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the decoder runs."""
@@ -108,12 +113,14 @@ def build_model(
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
     seed: int = 0,
+    max_unet_batch: int = DEFAULT_UNET_BATCH,
 ) -> SegmentationModel:
     """Load the frozen diffusion model and initialise a fresh decoder on top of it.
 
     Args:
         precision: the diffusion model's dtype, and the autocast dtype of the decoder (whose weights stay float32).
         seed: of the decoder's initial weights.
+        max_unet_batch: most rows of one U-Net call.
 
     Raises:
         BackboneError: the diffusion model cannot be loaded.
@@ -125,14 +132,21 @@ def build_model(
         device=torch.device(device),
         dtype=DTYPES[precision],
     )
-    return join(config, backbone, precision=precision, seed=seed)
+    return join(config, backbone, precision=precision, seed=seed, max_unet_batch=max_unet_batch)
 
 
 def join(
-    config: ModelConfig, backbone: DiffusionBackbone, *, precision: Precision = "float32", seed: int = 0
+    config: ModelConfig,
+    backbone: DiffusionBackbone,
+    *,
+    precision: Precision = "float32",
+    seed: int = 0,
+    max_unet_batch: int = DEFAULT_UNET_BATCH,
 ) -> SegmentationModel:
     """A model on an already loaded backbone, its decoder freshly initialised from `seed`."""
-    extractor = DiffusionFeatureExtractor(backbone, config.inversion, kinds=config.decoder.features)
+    extractor = DiffusionFeatureExtractor(
+        backbone, config.inversion, kinds=config.decoder.features, max_unet_batch=max_unet_batch
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = SegmentationDecoder(

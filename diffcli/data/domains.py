@@ -335,9 +335,15 @@ def _foggy(name: str, beta: str) -> DomainSpec:
 
 _ACDC = tuple(_acdc(condition) for condition in ("fog", "night", "rain", "snow"))
 MINIWORLD_SOURCE = "miniworld/clean"
+APPEARANCES = ("clean", "night", "fog", "rain", "snow", "photo")
+"""In which the miniature world can be rendered; their order seeds the renderer, so that new ones go to the end."""
 _MINIWORLD = tuple(
-    DomainSpec(name=f"miniworld/{look}", title=f"Miniature world, {look} (rendered)", rendered=look)
-    for look in ("clean", "night", "fog", "rain", "snow", "photo")
+    DomainSpec(
+        name=f"miniworld/{appearance}",
+        title=f"Miniature world, {appearance} (rendered)",
+        rendered=appearance,
+    )
+    for appearance in APPEARANCES
 )
 
 _SPECS: tuple[DomainSpec, ...] = (

@@ -102,7 +102,7 @@ def evaluate_domain(
         _count(tally, model, domain, config, workers=workers, progress=progress)
         return tally
 
-    tally = _merged(distributed.gather(count_share))
+    tally = _merged(distributed.all_gather(count_share))
     shown = tally.shown
     if shown is None:
         raise tally.problems[0].error
@@ -115,7 +115,7 @@ def evaluate_domain(
         counts=tally.matrix.counts,
         scores=tally.matrix.scores(),
         image_iou=tally.image_iou,
-        shown=distributed.from_main(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
+        shown=distributed.broadcast(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
         seconds_per_image=tally.seconds / count,
         evaluations_per_image=tally.evaluations / count,
         size=config.size,
@@ -133,7 +133,7 @@ def _count(
 ) -> None:
     """Segment this process's share of the samples into the tally."""
     evaluations, done = model.extractor.backbone.evaluations, 0
-    own = distributed.share(range(len(domain)), chunk=config.batch_size)
+    own = distributed.shard(range(len(domain)), chunk=config.batch_size)
     for batch in _equal_batches(domain, own, config, workers=workers):
         good = [sample for sample in batch if isinstance(sample, _Loaded)]
         started = time.perf_counter()

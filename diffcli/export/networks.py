@@ -31,8 +31,8 @@ from diffcli.export.runner import (
     open_exported,
     to_model_range,
 )
-from diffcli.prediction.inference import OpenRun
 from diffcli.runs.folder import versions
+from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
 
 AGREEMENT = 0.999

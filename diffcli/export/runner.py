@@ -21,8 +21,9 @@ from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.inputs import Read
 from diffcli.prediction.outputs import Planes, Scores
+from diffcli.runs.exported import EXPORT_FACTS
 
-FACTS, NOISE = "export.json", "noise.npy"
+NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
 MEAN = SCALE = 127.5
 """(pixel - MEAN) / SCALE is what the networks see."""
@@ -157,10 +158,10 @@ def read_facts(path: Path) -> ExportFacts:
     """
     if not path.exists():
         raise CheckpointError("no such export", where=str(path), hint="diff export RUN -o DIR --format onnx")
-    file = (path if path.is_dir() else path.parent) / FACTS
+    file = (path if path.is_dir() else path.parent) / EXPORT_FACTS
     if not file.is_file():
         raise CheckpointError(
-            f"there is no {FACTS} here" if path.is_dir() else f"there is no {FACTS} beside it",
+            f"there is no {EXPORT_FACTS} here" if path.is_dir() else f"there is no {EXPORT_FACTS} beside it",
             where=str(path),
             hint="--model takes a folder that `diff export RUN -o DIR --format onnx` wrote, or a file in it",
         )

@@ -6,6 +6,8 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from diffcli.config.file import dump_config, load_config
+from diffcli.config.settings import RunConfig, RuntimeConfig
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.runs.hub import PREFIX, run_path
 
@@ -27,7 +29,7 @@ RESUME = "checkpoints/resume.pt"
 REPORT = "report.json"
 """The scores; a run that holds it is finished."""
 PICTURE = "picture.png"
-"""Image | truth | prediction, a row a domain."""
+"""Image | truth | prediction, a row for each domain."""
 
 PACKAGES = (
     "torch",
@@ -133,14 +135,15 @@ def _how_to_get_one(names: list[str]) -> str:
     return "train one with `diff train examples/quickstart.yaml`, or give a run folder with --run"
 
 
-def find_unfinished(name: str, *, runs: Path = RUNS, settings: str) -> Path:
+def find_unfinished(name: str, *, runs: Path = RUNS, config: RunConfig) -> Path:
     """The newest run of that name that `--resume` can continue.
 
     Args:
-        settings: the resolved settings as text, which must be those that the run was started with.
+        config: the resolved settings, which must be those that the run was started with; `runtime` may differ.
 
     Raises:
-        CheckpointError: there is none, or its settings were others.
+        CheckpointError: there is none, or it was started with other settings.
+        ConfigError: its settings cannot be read.
     """
     numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
     candidates = [path for path in runs.glob(f"*/{RESUME}") if numbered.fullmatch(path.parent.parent.name)]
@@ -149,9 +152,12 @@ def find_unfinished(name: str, *, runs: Path = RUNS, settings: str) -> Path:
             f"no unfinished run named {name} to resume", where=str(runs), hint="start it without --resume"
         )
     folder = max(candidates, key=lambda path: path.stat().st_mtime).parent.parent
-    before = (folder / CONFIG).read_text(encoding="utf-8")
-    if before != settings:
-        changed = [line.strip() for line in settings.splitlines() if line not in before.splitlines()]
+    before, now = (
+        dump_config(settings.model_copy(update={"runtime": RuntimeConfig()})).splitlines()
+        for settings in (load_config(folder / CONFIG), config)
+    )
+    if before != now:
+        changed = [line.strip() for line in now if line not in before]
         raise CheckpointError(
             f"the settings changed since ({'; '.join(changed[:3])})",
             where=str(folder / CONFIG),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.errors import CheckpointError, DiffError
+from diffcli.runs.exported import EXPORT_FACTS
 
 PREFIX = "hub:"
 """How a RUN says that it is a name on the hub."""
@@ -22,8 +23,6 @@ FOLDER = "DIFFCLI_HUB"
 """Environment variable: a folder that takes the hub's place."""
 FILES = ("*.json", "*.safetensors", "backbone/*")
 """What of a repository is read."""
-MARK = "export.json"
-"""The file that says that a folder is a model of ours."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def fetch(repo: Repo) -> Path:
     """
     stand_in = _stand_in()
     folder = _download(repo) if stand_in is None else _place(stand_in, repo)
-    if not (folder / MARK).is_file():
+    if not (folder / EXPORT_FACTS).is_file():
         there = folder.is_dir()
         raise CheckpointError(
             "no model that diff push wrote is in it" if there else "no such model",
@@ -109,7 +108,7 @@ def check_access(repo: Repo) -> None:
     stand_in = _stand_in()
     if stand_in is not None:
         target = _place(stand_in, repo)
-        if target.exists() and not (target / MARK).is_file():
+        if target.exists() and not (target / EXPORT_FACTS).is_file():
             raise DiffError("this holds something that is no model of ours", where=str(target))
         return
     from huggingface_hub import get_token

@@ -10,7 +10,7 @@ import torch
 from diffcli.errors import BackboneError
 
 _HINT = (
-    "close other programs, choose half precision (train.precision: bf16 or fp16), another train.device, "
+    "close other programs, choose half precision (runtime.precision: bf16 or fp16), another runtime.device, "
     "or a smaller diffusion model (model.backbone.source: embedded)"
 )
 

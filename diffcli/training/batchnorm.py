@@ -1,6 +1,7 @@
 """BatchNorm over the images of all processes: what one process would compute on all of them.
 
-torch.nn.SyncBatchNorm does the same on GPUs alone; this one runs wherever torch.distributed does.
+torch.nn.SyncBatchNorm refuses tensors on the CPU, and processes on CPUs (over gloo) are supported and tested here. One
+layer for every device keeps their numbers the same, so this one stays ours; it runs wherever torch.distributed does.
 """
 
 from typing import Any
@@ -64,9 +65,9 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     From each process's mean and variance, never from a sum of squares: that would lose digits.
     """
     variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-    own = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
+    local = torch.cat([mean, variance, mean.new_tensor([x.numel() / x.shape[1]])])
+    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, local)
     every = torch.stack(gathered)
     means, variances = every[:, :-1].chunk(2, dim=1)
     count = every[:, -1].sum()

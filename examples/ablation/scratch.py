@@ -108,7 +108,7 @@ class Training:
     def __init__(self, config: RunConfig, *, folder: Path, parameters: int, seconds: float | None) -> None:
         train, classes = config.train, len(config.model.classes)
         self.config, self.folder, self.seconds = config, folder, seconds
-        self.device = resolve_device(train.device)
+        self.device = resolve_device(config.runtime.device)
         torch.manual_seed(train.seed)
         network = UNet(width=width_for(parameters, classes=classes), classes=classes)
         self.network = network.to(self.device)
@@ -207,7 +207,7 @@ class Training:
             source,
             augmentation=config.augmentation,
             rare_classes=train.rare_class_sampling,
-            statistics=class_statistics(source, workers=config.data.workers) if counted else None,
+            statistics=class_statistics(source, workers=config.runtime.data_workers) if counted else None,
             seed=train.seed,
         )
 
@@ -215,7 +215,9 @@ class Training:
         """The same batches as `diff train`'s, from the current iteration on, without end."""
         size = self.config.train.batch_size
         draws = range(self.iteration * size, 2**40)
-        return training_batches(self.samples, draws=draws, batch_size=size, workers=self.config.data.workers)
+        return training_batches(
+            self.samples, draws=draws, batch_size=size, workers=self.config.runtime.data_workers
+        )
 
     def finish(self) -> None:
         """Evaluate the last weights and leave a run folder like any other."""

@@ -18,8 +18,8 @@ from diffcli import DIFFBackbone
 from diffcli.config.settings import ModelConfig
 from diffcli.core.model import build_model, pad_to_multiple
 from diffcli.runs.checkpoint import save_checkpoint
+from tests.fixtures.models import TINY_MODEL, TINY_SD
 
-TINY_SD = Path(__file__).parent.parent / "parity" / "data" / "tiny-sd"
 CHANNELS = (32, 64, 64, 64)
 
 
@@ -144,14 +144,7 @@ def test_autocast_reaches_the_trained_part_alone(backbone: DIFFBackbone, images:
 
 
 def test_a_run_gives_what_it_trained(tmp_path: Path) -> None:
-    config = ModelConfig.model_validate(
-        {
-            "backbone": {"source": str(TINY_SD)},
-            "inversion": {"schedule": "one"},
-            "decoder": {"channels": CHANNELS, "head_channels": 16},
-        }
-    )
-    model = build_model(config, seed=3)
+    model = build_model(ModelConfig.model_validate(TINY_MODEL), seed=3)
     save_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", model)
     backbone = DIFFBackbone.from_run(tmp_path / "run", device="cpu").eval()
     trained = model.decoder.state_dict()
@@ -168,11 +161,13 @@ DDP = """
 import os, time
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from tests.api.test_backbone import make
+from diffcli import DIFFBackbone
+from tests.fixtures.models import TINY_SD
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 torch.set_num_threads(1)
-model = DistributedDataParallel(make().train())
+backbone = DIFFBackbone.from_source(str(TINY_SD), channels=(32, 64, 64, 64))
+model = DistributedDataParallel(backbone.train())
 images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(rank)) * 2 - 1
 for _ in range(2):
     sum(one.square().mean() for one in model(images)).backward()

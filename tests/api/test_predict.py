@@ -1,6 +1,7 @@
 """`diffcli.load(RUN).predict(image)`: the mask that `diff predict` writes, of whatever shows an image."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,11 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import diffcli
+from diffcli.api.any_image import any_image
+from diffcli.api.model import TrainedModel
 from diffcli.commands import predict
+from diffcli.config.file import dump_config
+from diffcli.config.settings import RunConfig, RuntimeConfig
 from diffcli.data.miniworld import render
 from diffcli.errors import ConfigError, DataError
-from diffcli.prediction.any_image import any_image
-from diffcli.prediction.inference import TrainedModel, open_run
+from diffcli.runs.folder import CONFIG
+from diffcli.runs.opening import open_run
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +136,19 @@ def test_the_settings_say_that_the_network_is_compiled(
     tiny_run: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    trained = open_run(tiny_run, overrides=["train.compile=true"])
+    trained = open_run(tiny_run, overrides=["runtime.compile=true"])
     assert trained.load_model(device="cpu").extractor.backbone.network.compiled
     assert "compiled at its first use" in capsys.readouterr().err
+
+
+def test_a_run_does_not_bring_the_machine_it_was_trained_on(
+    tiny_run: Path, tiny_config: RunConfig, tmp_path: Path
+) -> None:
+    there = RuntimeConfig(
+        device="cuda:7", precision="fp16", compile=True, data_workers=64, max_unet_batch=512
+    )
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    (folder / CONFIG).write_text(dump_config(tiny_config.model_copy(update={"runtime": there})))
+    assert open_run(folder).config.runtime == RuntimeConfig()
+    here = open_run(folder, overrides=["runtime.device=cpu", "runtime.max_unet_batch=3"])
+    assert here.load_model().extractor.max_unet_batch == 3

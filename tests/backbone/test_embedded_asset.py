@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors import safe_open
 
-from diffcli.data.miniworld import DOMAINS, render, render_random
+from diffcli.data.miniworld import APPEARANCES, render, render_random
 
 ASSET = Path(__file__).parents[2] / "diffcli" / "assets" / "miniworld-sd"
 UNSEEN = 3_000_000
@@ -48,7 +48,7 @@ def test_the_card_is_present_and_filled_in() -> None:
     for section in ("## Data", "## Training", "## Autoencoder", "## Denoising", "## Samples"):
         assert section in card
     assert "image-level labels" in card
-    assert all(f"| {domain} |" in card for domain in ("held-out", *DOMAINS))
+    assert all(f"| {domain} |" in card for domain in ("held-out", *APPEARANCES))
     assert "{" not in card
     assert (ASSET / "samples.png").stat().st_size > 10_000
 
@@ -88,7 +88,7 @@ def test_it_keeps_detail_and_colour_of_unseen_pictures(vae: AutoencoderKL) -> No
     assert 0.85 < original @ kept / (original @ original) < 1.1, "colour is lost first"
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("domain", APPEARANCES)
 def test_it_keeps_the_pictures_of_every_domain(vae: AutoencoderKL, domain: str) -> None:
     image = render(UNSEEN, 0, domain)[0]
     assert psnr(image, reconstruct(vae, image)) > 23

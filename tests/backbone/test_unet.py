@@ -255,4 +255,4 @@ def test_where_nothing_can_be_compiled_it_is_said_what_to_do(small: UNet2DCondit
     network.compile(backend=broken)
     with pytest.raises(BackboneError, match="No working") as caught:
         network(torch.randn(1, 4, 8, 8), 10, texts([""]))
-    assert caught.value.where == "train.compile"
+    assert caught.value.where == "runtime.compile"

@@ -109,7 +109,7 @@ def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
     plan = bench.parse_plan(
         work="both", schedules="one", precisions="auto", batch_sizes="1", size="64x64", repeats=1
     )
-    settings = override(bench.default_config("tiny"), [f"train.compile={str(compiled).lower()}"])
+    settings = override(bench.default_config("tiny"), [f"runtime.compile={str(compiled).lower()}"])
     cases = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
     codes = ["baseline", "diffcli", *(["compiled"] if compiled else [])]
     assert [case.code for case in cases] == codes * 2

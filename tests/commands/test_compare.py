@@ -16,7 +16,7 @@ from diffcli.core.model import SegmentationModel, build_model
 from diffcli.drawing.figures import PANEL_WIDTH, Compared, compared_picture
 from diffcli.drawing.pictures import GAP
 from diffcli.errors import ConfigError
-from diffcli.prediction import inference
+from diffcli.runs import opening
 from diffcli.runs.checkpoint import load_model, save_checkpoint
 from diffcli.runs.folder import LAST
 
@@ -62,16 +62,16 @@ def test_one_model_at_a_time(
     tiny_run: Path, twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[weakref.ref[SegmentationModel]] = []
-    load = inference.OpenRun.load_model
+    load = opening.OpenRun.load_model
 
-    def watched(self: inference.OpenRun, **options: Any) -> SegmentationModel:
+    def watched(self: opening.OpenRun, **options: Any) -> SegmentationModel:
         gc.collect()
         assert not any(model() for model in loaded)
         model = load(self, **options)
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(inference.OpenRun, "load_model", watched)
+    monkeypatch.setattr(opening.OpenRun, "load_model", watched)
     compare.run([tiny_run, twin], output=tmp_path / "c.png", device="cpu")
     assert len(loaded) == 2
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_compared(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_any_number_of_runs_of_any_name(tiny_run: Path) -> None:
-    model = inference.open_run(tiny_run).config.model
+    model = opening.open_run(tiny_run).config.model
     mask = np.full((32, 64), 255, np.uint8)
     image = np.zeros((32, 64, 3), np.uint8)
     runs = [f"{number}-{'long' * 30}" for number in range(5)]

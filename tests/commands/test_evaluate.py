@@ -14,22 +14,10 @@ from PIL import Image
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
 from diffcli.config.settings import RunConfig
-from diffcli.core.model import SegmentationModel, build_model
+from diffcli.core.model import build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
-from diffcli.prediction import inference
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
 
 
 @pytest.fixture
@@ -170,7 +158,7 @@ def test_runs_with_other_classes_do_not_compare(
 
 
 def test_a_joined_domain_is_the_sum_of_its_parts(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: SegmentationModel
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`miniworld` and its five looks: the same scores as alone, and no image is segmented twice."""
     looks = ["night", "fog", "rain", "snow", "photo"]

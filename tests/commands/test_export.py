@@ -22,8 +22,8 @@ from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
-from diffcli.prediction.inference import open_run
 from diffcli.runs.checkpoint import read_checkpoint, save_checkpoint
+from diffcli.runs.opening import open_run
 from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.api.model import load
 from diffcli.commands import export, predict
 from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig, Size
@@ -26,7 +27,7 @@ from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.export.networks import check_networks
 from diffcli.export.runner import open_exported, to_model_range
-from diffcli.prediction.inference import load, segment_images
+from diffcli.prediction.inference import segment_images
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import CONFIG, LAST
 

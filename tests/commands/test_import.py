@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from diffcli.api.model import load as load_run
 from diffcli.commands import import_checkpoint
 from diffcli.config.file import load_config
 from diffcli.config.settings import ModelConfig
 from diffcli.errors import CheckpointError
-from diffcli.prediction.inference import load as load_run
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import find_run
 from diffcli.runs.published import convert_state

@@ -19,25 +19,13 @@ from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYS
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.prediction import inference
 from diffcli.prediction.inputs import plan
 from diffcli.prediction.outputs import Outputs
 from diffcli.prediction.writers import MANIFEST
 
 
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
-
-
 @pytest.fixture
-def passes(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """(batch, height, width) of every call of the network."""
     seen: list[tuple[int, int, int]] = []
     real = SegmentationModel.logits

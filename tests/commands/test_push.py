@@ -21,10 +21,10 @@ import diffcli
 from diffcli.commands import export, push
 from diffcli.config.settings import EMBEDDED, RunConfig
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.prediction.inference import open_run
 from diffcli.runs import hub as model_hub
 from diffcli.runs.hub import parse_repo
 from diffcli.runs.model_card import licence_of
+from diffcli.runs.opening import open_run
 
 REPORT = {
     "domains": [

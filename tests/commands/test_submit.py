@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.api import model as api
 from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.commands import submit
 from diffcli.config.settings import DomainConfig
@@ -15,19 +16,14 @@ from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain
-from diffcli.prediction import inference
+from diffcli.runs import opening
 
 SIZE = (48, 96)
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+    return api.load(tiny_run, device="cpu")
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -72,7 +68,7 @@ def test_cityscapes_takes_label_ids(
         "mainz_000002_000019_leftImg8bit.png",
     ]
     domain = open_domain(DomainConfig(domain="cityscapes", root=cityscapes, split="test"), purpose="eval")
-    settings = inference.open_run(tiny_run).config.eval
+    settings = opening.open_run(tiny_run).config.eval
     for index, mask in segment_domain(model, domain, settings):
         written = found[f"{domain.identity(index)}.png"]
         assert written.dtype == np.uint8

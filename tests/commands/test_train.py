@@ -18,6 +18,8 @@ from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataErro
 from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 from diffcli.runtime.signals import Stop
+from diffcli.training.samples import open_domains, training_set
+from diffcli.training.trainer import Trainer
 
 TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 
@@ -40,7 +42,6 @@ def tiny_config(**changes: Any) -> RunConfig:
         "data": {
             "train": {"domain": "miniworld/clean", "count": 6},
             "eval": [{"domain": "miniworld/night", "count": 2}],
-            "workers": 0,
         },
         "augmentation": {"crop": "64x64"},
         "train": {
@@ -51,9 +52,9 @@ def tiny_config(**changes: Any) -> RunConfig:
             "warmup_iterations": 2,
             "log_interval": 1,
             "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
-            "device": "cpu",
         },
         "eval": {"size": "128x64"},
+        "runtime": {"device": "cpu", "data_workers": 0},
     }
     for key, value in changes.items():
         node = tree
@@ -78,7 +79,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 class StopAt(Stop):
     """A Ctrl-C that comes in a known iteration."""
 
-    def __init__(self, trainer: train.Trainer, iteration: int) -> None:
+    def __init__(self, trainer: Trainer, iteration: int) -> None:
         self.trainer, self.iteration = trainer, iteration
 
     @property
@@ -127,7 +128,8 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     folder = interrupted(config, tmp_path / "resumed", at=3, monkeypatch=monkeypatch)
     assert (folder / RESUME).is_file()
     assert not (folder / REPORT).exists()
-    resumed = start(config, tmp_path / "resumed", resume=True)
+    elsewhere = tiny_config(runtime__data_workers=1)  # another machine may continue it
+    resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
     before, after = load_model(straight / LAST), load_model(resumed / LAST)
@@ -137,7 +139,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
 
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
-    helped = start(tiny_config(train__iterations=3, data__workers=2), tmp_path / "helped")
+    helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
     assert metrics(alone) == metrics(helped)
 
 
@@ -205,8 +207,8 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
         train__rare_class_sampling=None,
         train__seed=seed,
     )
-    source, _ = train._open_domains(config)
-    samples = train._training_set(config, source, None)
+    source, _ = open_domains(config)
+    samples = training_set(config, source, None)
     for draw in range(4):
         try:
             samples[draw]
@@ -219,7 +221,7 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
 def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     """bf16 moves the losses a little, and only a little."""
     settings = {"train__iterations": 2, "train__loss": {"ipkl": ipkl}}
-    folder = start(tiny_config(**settings, train__precision="bf16"), tmp_path)
+    folder = start(tiny_config(**settings, runtime__precision="bf16"), tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     full = start(tiny_config(**settings), tmp_path / "full")
     pairs = zip(metrics(folder)[:2], metrics(full)[:2], strict=True)

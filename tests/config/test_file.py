@@ -170,7 +170,7 @@ def test_several_faults_are_listed_one_a_setting(file: Path) -> None:
     assert first == "run.yaml: 3 settings do not fit"
     assert sorted(bullets) == [
         "  - run.yaml:2: train.iterations: input should be greater than 0, not -3",
-        "  - run.yaml:3: there is no setting train.devise (did you mean train.device?)",
+        "  - run.yaml:3: there is no setting train.devise (did you mean runtime.device?)",
         "  - run.yaml:5: model.decoder.fusion: must be direct or vanilla or mixing, not 'mixin' (did you mean mixing?)",
     ]
 

@@ -35,9 +35,11 @@ def calls(module: nn.Module) -> Iterator[list[int]]:
     handle.remove()
 
 
-def extractor(backbone: DiffusionBackbone, **settings: object) -> DiffusionFeatureExtractor:
+def extractor(
+    backbone: DiffusionBackbone, *, max_unet_batch: int = 8, **settings: object
+) -> DiffusionFeatureExtractor:
     config = InversionConfig(**{"schedule": TWO_STEPS, "class_prompts": CLASS_PROMPTS, **settings})
-    return DiffusionFeatureExtractor(backbone, config)
+    return DiffusionFeatureExtractor(backbone, config, max_unet_batch=max_unet_batch)
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> No
     assert done.stdout == "2\n", done.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+@pytest.mark.cuda
 def test_batches_for_a_gpu_lie_in_pinned_memory(streets: Domain) -> None:
     batches = training_batches(
         training_set(streets, rare=False), draws=range(2), batch_size=2, workers=1, pin=True

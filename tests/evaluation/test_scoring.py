@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffcli.config.settings import DomainConfig, EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
-from diffcli.core.model import SegmentationModel, build_model, to_model_range
+from diffcli.core.model import SegmentationModel, to_model_range
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import blend, class_palette, mask_image
@@ -32,22 +32,9 @@ from diffcli.prediction.inference import predicted_ids
 SETTINGS = EvalConfig.model_validate({"size": "128x64"})
 
 
-@pytest.fixture(scope="module")
-def model() -> SegmentationModel:
-    config = ModelConfig.model_validate(
-        {
-            "backbone": {"source": str(Path(__file__).parent.parent / "parity" / "data" / "tiny-sd")},
-            "inversion": {"schedule": "one"},
-            "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
-        }
-    )
-    model = build_model(config)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.decoder.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.2)
-    return model
+@pytest.fixture
+def model(tiny_model: SegmentationModel) -> SegmentationModel:
+    return tiny_model
 
 
 MakeDomain = Callable[..., Domain]

@@ -23,13 +23,13 @@ TINY = [
     "model.inversion.schedule=one",
     "model.decoder.head_channels=16",
     "data.train.count=6",
-    "data.workers=0",
+    "runtime.data_workers=0",
     "data.eval=[{domain: miniworld/clean, name: clean (source), count: 1}, {domain: miniworld/fog, count: 1}]",
     "augmentation.crop=64x64",
     "train.batch_size=2",
     "train.checkpoint_interval=1",
     "train.log_interval=1",
-    "train.device=cpu",
+    "runtime.device=cpu",
     "eval.size=128x64",
 ]
 

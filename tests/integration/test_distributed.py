@@ -25,6 +25,7 @@ from diffcli.errors import DataError
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
+from diffcli.training.samples import open_domains, training_set
 
 TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 ROOT = Path(__file__).parents[2]
@@ -112,7 +113,7 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "inversion": {"schedule": "one"},
                 "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16, "dropout": 0},
             },
-            "data": {"train": {"domain": "folder", "root": str(pictures)}, "workers": 0},
+            "data": {"train": {"domain": "folder", "root": str(pictures)}},
             "augmentation": {"crop": "64x64"},
             "train": {
                 "iterations": 3,
@@ -122,10 +123,10 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
                 "warmup_iterations": 0,
                 "log_interval": 1,
                 "rare_class_sampling": None,
-                "device": "cpu",
                 "loss": {"average": "labelled"},
                 **settings,
             },
+            "runtime": {"device": "cpu", "data_workers": 0},
         }
     )
 
@@ -220,8 +221,8 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
 ) -> None:
     """A damaged picture that rank 1 meets first: rank 0 saves what was reached, and both end."""
     config = training(pictures, iterations=20)
-    source, _ = train._open_domains(config)
-    samples = train._training_set(config, source, None)
+    source, _ = open_domains(config)
+    samples = training_set(config, source, None)
     damaged = pictures / "images" / f"{samples[3]['id']}.png"
     damaged.write_bytes(b"not a picture")
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
@@ -242,7 +243,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, laun
     os.kill(int(children[-1]), signal.SIGKILL)
     code, _, words = end(running)
     assert code != 0
-    assert words.count("error: another process of this run died without a word") == 1
+    assert words.count("error: another process of this run died without a message") == 1
     assert words.count("error: ") == 1
 
 

@@ -61,6 +61,8 @@ def check_inversion(kit: Kit, report: Report, name: str) -> None:
         groups=groups,
         config=extractor.config,
         noise=noise,
+        layers=extractor.layers,
+        max_unet_batch=2,
         steps=len(schedule.timesteps),
     )
     steps = list(run)

@@ -1,8 +1,8 @@
 """A miniature world of street scenes, rendered on the fly: the door; nothing else imports what lies behind it."""
 
+from diffcli.data.domains import APPEARANCES
 from diffcli.data.miniworld.world import (
     DOMAIN_RANGES,
-    DOMAINS,
     PARAMETERS,
     PRETRAINING_RANGES,
     SOURCE_DOMAIN,
@@ -16,7 +16,7 @@ from diffcli.data.miniworld.world import (
 )
 
 __all__ = [
-    "DOMAINS",
+    "APPEARANCES",
     "DOMAIN_RANGES",
     "PARAMETERS",
     "PRETRAINING_RANGES",

@@ -16,6 +16,7 @@ import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
 
+from diffcli.data.domains import APPEARANCES
 from diffcli.data.miniworld.scene import SUPERSAMPLING, VEGETATION, WARM_GLOW, Colour, Scene
 from diffcli.data.miniworld.street import draw_scene
 
@@ -23,7 +24,6 @@ Image = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
 Interval = tuple[float, float]
 
-DOMAINS: tuple[str, ...] = ("clean", "night", "fog", "rain", "snow", "photo")
 SOURCE_DOMAIN = "clean"
 
 
@@ -131,7 +131,7 @@ def random_appearance(rng: np.random.Generator) -> Appearance:
 
 
 def domain_appearance(domain: str, rng: np.random.Generator) -> Appearance:
-    """Draw an appearance of one of the `DOMAINS`."""
+    """Draw an appearance of one of the `APPEARANCES`."""
     return Appearance(**{name: float(rng.uniform(*DOMAIN_RANGES[domain][name])) for name in PARAMETERS})
 
 
@@ -142,9 +142,9 @@ def render(seed: int, index: int, domain: str, *, size: tuple[int, int] = (128, 
     seed, index and size only. `size` is (height, width), multiples of 64. Raises ValueError
     for an unknown domain or another size.
     """
-    if domain not in DOMAINS:
-        raise ValueError(f"unknown domain {domain!r}; the miniature world has {', '.join(DOMAINS)}")
-    rng = np.random.default_rng([seed, index, 1 + DOMAINS.index(domain)])
+    if domain not in APPEARANCES:
+        raise ValueError(f"unknown domain {domain!r}; the miniature world has {', '.join(APPEARANCES)}")
+    rng = np.random.default_rng([seed, index, 1 + APPEARANCES.index(domain)])
     return _render(seed, index, domain_appearance(domain, rng), rng, size)
 
 

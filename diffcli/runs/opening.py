@@ -1,0 +1,135 @@
+"""A trained run from what names it: its checkpoint, its settings, and the model built from them.
+
+A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffcli.config.file import load_config, override
+from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
+from diffcli.core.model import SegmentationModel, build_model
+from diffcli.errors import CheckpointError, ConfigError
+from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
+from diffcli.runs.folder import CONFIG, LAST
+from diffcli.runs.hub import short_name
+from diffcli.runtime import console
+from diffcli.runtime.device import resolve_device, resolve_precision
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A trained run, read but not yet built."""
+
+    path: Path
+    """As the user named it."""
+    weights: Path
+    """The checkpoint file."""
+    checkpoint: Checkpoint
+    config: RunConfig
+    """The run's settings with the checkpoint's model in them, overrides applied."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The run's own folder; None for an export or a lone checkpoint file."""
+        return self.path if (self.path / CONFIG).is_file() else None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        path = self.path.resolve()
+        return path.stem if path.is_file() else short_name(path) or path.name
+
+    def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
+        """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
+
+        Raises:
+            ConfigError: the device is not there.
+            BackboneError: the diffusion model cannot be loaded.
+            CheckpointError: the weights do not fit the (overridden) model settings.
+        """
+        runtime = self.config.runtime
+        place = resolve_device(device or runtime.device)
+        model = build_model(
+            self.config.model,
+            device=place,
+            precision=resolve_precision(precision or runtime.precision, place),
+            seed=self.config.train.seed,
+            max_unet_batch=runtime.max_unet_batch,
+        )
+        load_state(model, self.checkpoint.state, where=str(self.weights))
+        check_fingerprint(model, self.checkpoint, where=str(self.weights))
+        prepare_unet(model, runtime)
+        return model
+
+
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+    """Capture and compile the U-Net as the settings say; compiling is waited for, so it is reported.
+
+    Raises:
+        ConfigError: CUDA graphs are asked for on another device.
+    """
+    on_cuda = model.device.type == "cuda"
+    if runtime.cuda_graphs is True and not on_cuda:
+        raise ConfigError(
+            f"runtime.cuda_graphs is true, but the device is {model.device}",
+            hint="auto uses CUDA graphs wherever the device is a CUDA GPU",
+        )
+    if runtime.cuda_graphs and on_cuda:
+        model.capture()
+    if runtime.compile:
+        console.say("the U-Net is compiled at its first use, which takes a minute or more")
+        model.compile()
+
+
+def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
+    """Read a run's settings and weights.
+
+    Its `runtime` settings are not read: it may have been trained on another machine. An exported folder that holds
+    the frozen model uses that one.
+
+    Raises:
+        CheckpointError: no checkpoint there, or a damaged one.
+        ConfigError: an override does not fit.
+    """
+    path = Path(path)
+    weights = locate_checkpoint(path)
+    checkpoint = read_checkpoint(weights)
+    settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
+    config = load_config(settings) if settings is not None else RunConfig()
+    model = _with_own_backbone(checkpoint.config, path)
+    config = config.model_copy(update={"model": model, "runtime": RuntimeConfig()})
+    return OpenRun(path, weights, checkpoint, override(config, overrides))
+
+
+def locate_checkpoint(path: Path) -> Path:
+    """The last checkpoint of a run, that of an exported folder, or `path` itself.
+
+    Never the best one by itself: that was chosen by the domains it would be scored on. RUN/checkpoints/best.safetensors
+    names it where it is wanted.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_file():
+        return path
+    for name in (LAST, EXPORT_WEIGHTS):
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(
+        "no checkpoint in this folder" if path.is_dir() else "no such run",
+        where=str(path),
+        hint="give a run folder (diff train makes one under runs/) or a folder that diff export wrote",
+    )
+
+
+def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
+    for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
+        if source.exists():
+            own = {"source": str(source), "revision": None, "unet_weights": None}
+            backbone = model.backbone.model_copy(update=own)
+            return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
+    return model

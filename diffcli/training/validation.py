@@ -1,0 +1,58 @@
+"""Scores of every target domain while the weights change, and the best checkpoint so far."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffcli.data.dataset import Domain
+from diffcli.errors import DataError
+from diffcli.evaluation import report as score_report
+from diffcli.evaluation.groups import score_all
+from diffcli.evaluation.scoring import DomainScores, evaluate_domain
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import BEST
+from diffcli.runtime import console
+from diffcli.training.trainer import Trainer
+
+
+def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
+    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains).
+
+    A domain or sample that cannot be read costs no training: it is left out and reported in the second value.
+    """
+    model, config = trainer.model, trainer.config
+    problems: list[str] = []
+
+    def score(domain: Domain) -> DomainScores | None:
+        with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
+            try:
+                found = evaluate_domain(
+                    model, domain, config.eval, workers=config.runtime.data_workers, progress=bar.update
+                )
+            except DataError as error:
+                problems.append(f"{domain.name}: {error.message} ({error.where})")
+                return None
+        if found.skipped:
+            problems.append(f"{domain.name}: {found.skipped} samples left out, first {found.problems[0]}")
+        return found
+
+    model.decoder.eval()
+    scores = [found for found in score_all(trainer.targets, score) if found is not None]
+    model.decoder.train()
+    for problem in problems:
+        console.warn(problem)
+    if scores:
+        _log_scores(trainer, scores)
+    return scores, problems
+
+
+def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
+    """Log and print the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
+    means = {one.name: one.scores.mean_iou for one in scores}
+    mean = float(np.nanmean([means[name] for name in score_report.counted([*means])]))
+    trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
+    listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
+    console.say(f"iteration {trainer.iteration}: mIoU {listed}")
+    if trainer.accelerator.is_main_process and mean > trainer.best.get("mean_iou", -1.0):
+        trainer.best = {"iteration": trainer.iteration, "mean_iou": mean}
+        save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
