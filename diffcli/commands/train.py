@@ -36,7 +36,8 @@ from diffcli.runtime import console, distributed
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
-from diffcli.training.samples import count_classes, open_domains, training_set
+from diffcli.training.samples import check_samples, open_domains, training_set
+from diffcli.training.selection import select, with_held_out
 from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
@@ -55,18 +56,32 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
     name = config.name or config_name
+    config = with_held_out(config)
     unfinished = (
         distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
     )
     accelerator = build_accelerator(config, runs=runs)
     source, targets = open_domains(config)
-    samples = training_set(config, source, distributed.broadcast(lambda: count_classes(config, source)))
+    selection = select(config, source, targets)
+    checked = distributed.broadcast(lambda: check_samples(config, source, targets))
+    samples = training_set(config, source, checked.statistics)
+    for line in selection.overlaps():
+        console.warn(line)
+    if targets:
+        console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
     # last: what fails before leaves no folder
     folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
     trainer = build_trainer(
-        config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
+        config,
+        folder=folder,
+        accelerator=accelerator,
+        model=model,
+        samples=samples,
+        targets=targets,
+        selection=selection,
+        skipped=checked.skipped,
     )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
@@ -96,7 +111,14 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
     if scores:
         score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
     report = score_report.report(scores, model=model, settings=trainer.config.eval)
-    report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
+    report["training"] = {
+        "iterations": trainer.iteration,
+        "best": trainer.best,
+        "selected_on": list(trainer.selection.domains),
+        "shared_images": trainer.selection.shared,
+        "skipped_samples": len(trainer.skipped.faults),
+        **_unseen(trainer, scores),
+    }
     write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
     if json:
@@ -104,6 +126,8 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
     elif scores:
         score_report.print_blocks(score_report.summary_table(scores, model=model))
         _say_unseen(report["training"])
+    for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
+        console.warn(line)
     console.say(f"run folder: {trainer.folder}")
     if problems:
         raise DataError(
@@ -114,17 +138,15 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
 
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
-    """The source, and the mean mIoU over the domains that are not the source."""
-    data = trainer.config.data
-    seen = {
-        target.name
-        for entry, target in zip(data.eval, trainer.targets, strict=True)
-        if (entry.domain, entry.root) == (data.train.domain, data.train.root)
-    }
-    counted = score_report.counted([one.name for one in scores if one.name not in seen])
+    """The source, and the mean mIoU over the domains of which training has seen nothing."""
+    counted = score_report.counted([one.name for one in scores if one.name not in trainer.selection.seen])
     unseen = [one.scores.mean_iou for one in scores if one.name in counted]
     mean = float(np.nanmean(unseen)) if unseen else None
-    return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
+    return {
+        "source": trainer.config.data.train.domain,
+        "unseen_domains": len(unseen),
+        "mean_iou_unseen": mean,
+    }
 
 
 def _say_unseen(training: dict[str, Any]) -> None:

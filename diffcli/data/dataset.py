@@ -331,8 +331,16 @@ class TrainingSet:
         return len(self.domain)
 
     def __getitem__(self, draw: int) -> TrainingSample:
-        rng = np.random.default_rng([self.seed, draw, 0])
-        index, wanted = self._pick(draw, rng)
+        return self.sample(draw)
+
+    def sample(self, draw: int, *, attempt: int = 0) -> TrainingSample:
+        """Sample `draw`; with another `attempt` the one that takes its place where it cannot be used.
+
+        Raises:
+            DataError: the sample cannot be used.
+        """
+        rng = np.random.default_rng([self.seed, draw, 2, attempt] if attempt else [self.seed, draw, 0])
+        index, wanted = self._pick(draw, rng, attempt)
         image, label = self.domain.load(index)
         image, label = self._augment(image, label, wanted, rng)
         return TrainingSample(
@@ -343,9 +351,11 @@ class TrainingSet:
             file=self.domain.file(index),
         )
 
-    def _pick(self, draw: int, rng: np.random.Generator) -> tuple[int, int | None]:
+    def _pick(self, draw: int, rng: np.random.Generator, attempt: int) -> tuple[int, int | None]:
         """(sample index, train id that its crop must hold, if any)."""
         if self.rare is None:
+            if attempt:
+                return int(rng.integers(len(self.domain))), None
             epoch, position = divmod(draw, len(self.domain))
             order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.domain))
             return int(order[position]), None

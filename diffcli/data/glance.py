@@ -79,7 +79,7 @@ def empty_classes(domain: Domain, found: Glance, statistics: ClassStatistics | N
 
 
 def _suggestion(domain: Domain, found: Glance) -> str:
-    """label_ids that the values in the files suggest, where the user has set none or they miss a value that is ignored."""
+    """label_ids that the values in the files suggest, where they differ from the mapping in use."""
     settings = {reader.encoding.setting for reader in domain.readers}
     values = {value: pixels for value, pixels in found.values.items() if isinstance(value, int)}
     if len(values) != len(found.values) or not settings & {"train ids", "label_ids"}:

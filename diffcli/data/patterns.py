@@ -60,7 +60,9 @@ class Pattern:
         if self._affixes is not None:
             before, after = self._affixes
             folder, slash, name = stem.rpartition("/")
-            if not (name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)):
+            if not (
+                name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after)
+            ):
                 return None
             key = f"{folder}{slash}{name[len(before) : len(name) - len(after)]}"
         else:
@@ -95,7 +97,7 @@ class Pattern:
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        """Matches a path below `folder` without its ending; {id} spans folders, and is the same where it is repeated."""
+        """Matches a path below `folder` without its ending; {id} spans folders and may be repeated."""
         known = {"**/": "(?:.*/)?", "*": "[^/]*", ID: "(?P<id>.+)"}
         regex = ""
         for piece in re.split(r"(\{id\}|\*\*/|\*)", "/".join(self._below)):

@@ -104,7 +104,8 @@ def _no_such_split(spec: DomainSpec, root: Path, places: Sequence[Place], wanted
     if not places:
         return nothing_here(spec, root, wanted)
     there = [place.split or "a set without splits" for place in places]
-    hints = [f"set split: {place.split}" for place in places if place.split][:1]
+    named = [place.split for place in places if place.split]
+    hints = [f"set split to one of them (split: {named[-1]})"] if named else []
     if split_name(wanted) == "val" and any(place.name in ("", "train") for place in places):
         hints.append("val_fraction: 0.1 holds out a part of it (in the train entry and in this one)")
     return DataError(

@@ -1,4 +1,4 @@
-"""Images and labels whose names differ: prefixes, suffixes, patterns and list files; and what is told when none pair."""
+"""Images and labels whose names differ: prefixes, suffixes, patterns, list files; and what is said when none pair."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -138,8 +138,10 @@ VOC = {
         "2007_03\r\n2007_01\r\n".encode("utf-16"),
         b"2007_03.jpg\n2007_01.jpg\n",
         b"JPEGImages/2007_03.jpg\nJPEGImages/2007_01.jpg\n",
-        b"JPEGImages/2007_03.jpg SegmentationClass/2007_03.png\r\nJPEGImages/2007_01.jpg\tSegmentationClass/2007_01.png\r\n",
-        b"JPEGImages\\2007_03.jpg,SegmentationClass\\2007_03.png\r\n/JPEGImages/2007_01.jpg /SegmentationClass/2007_01.png",
+        b"JPEGImages/2007_03.jpg SegmentationClass/2007_03.png\r\n"
+        b"JPEGImages/2007_01.jpg\tSegmentationClass/2007_01.png\r\n",
+        b"JPEGImages\\2007_03.jpg,SegmentationClass\\2007_03.png\r\n"
+        b"/JPEGImages/2007_01.jpg /SegmentationClass/2007_01.png",
     ],
     ids=["lf", "crlf", "bom", "utf-16", "endings", "paths", "pairs", "windows pairs"],
 )
@@ -167,7 +169,7 @@ def test_lines_that_name_nothing(voc: Path) -> None:
     with pytest.raises(DataError, match="the list names no image that is here: 2007_98, 2007_99"):
         opened(voc, "train", **VOC)
     path.write_text("JPEGImages/2007_01.jpg SegmentationClass/gone.png\n")
-    with pytest.raises(DataError, match="there is no label SegmentationClass/gone.png") as caught:
+    with pytest.raises(DataError, match=r"there is no label SegmentationClass/gone\.png") as caught:
         opened(voc, "train", **VOC)
     assert str(caught.value.where).endswith("train.txt, line 1")
 
