@@ -65,24 +65,25 @@ def records(
 ) -> list[dict[str, Any]]:
     """What `diff bench --json` says of diffcli's own rows; those of the baseline are measured beside them."""
     from diffcli.bench.cases import measure_all
+    from diffcli.bench.plan import default_config, list_cases, record
     from diffcli.commands import bench
     from diffcli.config.file import override
 
     architecture = "tiny" if toy else "sd21"
-    plan = bench.parse_plan(
+    request = bench.Request(
         work=work,
         schedules="one" if toy else "paper",
-        precisions="auto",
         batch_sizes=batch_sizes,
         size=size,
         repeats=repeats,
     )
-    settings = override(bench.default_config(architecture), [f"runtime.compile={str(compiled).lower()}"])
+    plan = bench.parse_plan(request)
+    settings = override(default_config(architecture), [f"runtime.compile={str(compiled).lower()}"])
     wanted = "compiled" if compiled else "diffcli"
-    cases = bench.list_cases(settings, plan, random_weights=architecture, place=torch.device(device))
+    cases = list_cases(settings, plan, random_weights=architecture, place=torch.device(device))
     cases = [case for case in cases if case.code in ("baseline", wanted)]
     rows = list(zip(cases, measure_all(cases), strict=True))
-    return [bench.record(row, rows) for row in rows if row[0].code == wanted]
+    return [record(row, rows) for row in rows if row[0].code == wanted]
 
 
 def at_least(what: str, value: float, target: float, *, unit: str = "x") -> tuple[str, str, str, bool]:

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID
-from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig, Size
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
+from diffcli.config.size import Size
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
 from diffcli.data.domains import LABEL_IDS
@@ -105,7 +107,7 @@ def print_stages(samples: TrainingSet, count: int) -> None:
 
 def training_set(root: Path) -> TrainingSet:
     """The pairs under the published recipe."""
-    domain = open_domain(DomainConfig(domain="gta5", root=root, resize=Size(1280, 720)), purpose="train")
+    domain = open_domain(domain_config("gta5", root=root, resize=Size(1280, 720)), purpose="train")
     return TrainingSet(
         domain,
         augmentation=AugmentationConfig(),

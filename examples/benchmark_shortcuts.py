@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.commands.bench import default_config
+from diffcli.bench.plan import default_config
 from diffcli.config.settings import InversionConfig, ModelConfig
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.ipkl import extract_pair

@@ -66,6 +66,13 @@ class DiffusionBackbone:
         self.network.reset()
         self.prompt_embeddings = {prompt: e.to(device) for prompt, e in self.prompt_embeddings.items()}
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert networks and prompt embeddings to another precision."""
+        self.vae.to(dtype)
+        self.unet.to(dtype)
+        self.network.reset()
+        self.prompt_embeddings = {prompt: e.to(dtype) for prompt, e in self.prompt_embeddings.items()}
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the networks; everything returned here is float32 all the same."""

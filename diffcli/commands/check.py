@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffcli.backbone.locate import describe_source
-from diffcli.config.settings import (
-    DomainConfig,
-    EvalConfig,
-    InversionConfig,
-    RunConfig,
-    Size,
-    TrainConfig,
-)
+from diffcli.config.domain import DomainConfig, MiniworldDomain
+from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.config.size import Size
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.glance import empty_classes, glance
 from diffcli.data.skipped import tolerated
@@ -59,13 +54,22 @@ class Found:
     """Folder of the images; empty for a rendered domain."""
 
 
-def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff check` is asked for."""
+
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+
+
+def run(request: Request) -> None:
     """Print what a run would do and cost.
 
     Raises:
         DiffError: the diffusion model or a domain is missing or wrong; each is named.
     """
-    config = with_held_out(config)
+    config, config_name = with_held_out(request.config), request.config_name
     found, faults, notes, chosen = find_data(config)
     try:
         backbone = describe_source(config.model.backbone)
@@ -73,26 +77,23 @@ def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
     costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
-    if json:
-        record = {
-            "name": config.name or config_name,
-            "backbone": backbone,
-            "domains": [asdict(one) for one in found],
-            "faults": [str(fault) for fault in faults],
-            "notes": notes,
-            "best_checkpoint": chosen,
-            "validations": validations(config.train),
-            "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
-        }
-        console.print_json(record)
-    else:
-        headings = ["use", "domain", "split", "samples", "labels", "unpaired", "where"]
-        console.table("data", headings, map(_row, found))
-        console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone, chosen))
-        title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
-        console.table(
-            f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
-        )
+    record = {
+        "name": config.name or config_name,
+        "backbone": backbone,
+        "domains": [asdict(one) for one in found],
+        "faults": [str(fault) for fault in faults],
+        "notes": notes,
+        "best_checkpoint": chosen,
+        "validations": validations(config.train),
+        "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
+    }
+    console.print_record(record)
+    headings = ["use", "domain", "split", "samples", "labels", "unpaired", "where"]
+    console.table("data", headings, map(_row, found))
+    console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone, chosen))
+    title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
+    rows = [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
+    console.table(f"\n{title}", ["", ""], rows)
     for note in notes:
         console.warn(note)
     if faults:
@@ -166,7 +167,7 @@ def _found(domain: Domain, *, use: str) -> Found:
 def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[list[DiffError], list[str]]:
     """What is wrong with a domain and what is worth knowing, from a handful of its labels."""
     notes = []
-    if domain.split in ("train", "val") and entry.val_fraction is not None:
+    if not isinstance(entry, MiniworldDomain) and entry.val_fraction and domain.split in ("train", "val"):
         notes.append(
             f"{domain.name}: val_fraction {entry.val_fraction} of seed {entry.val_seed} makes this its {domain.split} "
             f"part of {len(domain)} samples"

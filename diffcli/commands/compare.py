@@ -1,6 +1,7 @@
 """`diff compare`: what several runs make of the same image, side by side, a row a domain."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +15,55 @@ from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
 
-def run(
-    runs: Sequence[Path],
-    *,
-    domains: str | None = None,
-    root: Path | None = None,
-    index: int | None = None,
-    output: Path = Path("compare.png"),
-    overrides: Sequence[str] = (),
-    device: str | None = None,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff compare` is asked for."""
+
+    runs: Sequence[Path]
+    """Run folders, exported folders or checkpoint files."""
+    domains: str | None = None
+    """A name, "all" or a comma list; None takes the first run's data.eval."""
+    root: Path | None = None
+    """Where the one named domain is."""
+    index: int | None = None
+    """Number of the image in its domain, from 0; None takes the middle one."""
+    output: Path = Path("compare.png")
+    """The PNG to write."""
+    overrides: Sequence[str] = ()
+    """Settings to change for every run, as in "eval.reference=prediction"."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+
+
+def run(request: Request) -> None:
     """Segment one image a domain with every run, with the same noise, and write image | truth | a column a run.
 
     The models are loaded one after the other: memory has to hold one.
 
-    Args:
-        runs: run folders, exported folders or checkpoint files.
-        domains: a name, "all" or a comma list; None takes the first run's own data.eval.
-        root: where the one named domain lies.
-        index: number of the image in its domain, from 0; None takes the middle one.
-        output: the PNG.
-        overrides: "eval.reference=prediction" and the like, for every run.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        json: print the scores as JSON instead of a table.
-
     Raises:
-        ConfigError: the runs know other classes, or there is no such image.
+        ConfigError: the runs have different classes, or there is no such image.
         DiffError: see `open_run`, `open_domain` and `evaluate_sample`.
     """
+    runs, overrides = request.runs, request.overrides
     seed = open_run(runs[0], overrides=overrides).config.model.inversion.seed
     opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
     _refuse_other_classes(opened)
     known = next((one.config.data.eval for one in opened if one.config.data.eval), ())
-    entries = wanted_domains(opened[0], domains, root, otherwise=known)
+    entries = wanted_domains(opened[0], request.domains, request.root, otherwise=known)
     targets = [
         open_domain(entry, purpose="eval", classes=opened[0].config.model.classes) for entry in entries
     ]
-    chosen = [_chosen(domain, index) for domain in targets]
+    chosen = [_chosen(domain, request.index) for domain in targets]
     shown = {
-        name: _predictions(one, targets, chosen, device=device)
+        name: _predictions(one, targets, chosen, device=request.device)
         for name, one in zip(_names(opened), opened, strict=True)
     }
     rows = [
         _compared(domain, {name: own[i] for name, own in shown.items()}) for i, domain in enumerate(targets)
     ]
-    with write_atomically(output) as temporary:
+    with write_atomically(request.output) as temporary:
         compared_picture(rows, model=opened[0].config.model).save(temporary, format="PNG")
-    _tell(rows, chosen, output=output, json=json)
+    _tell(rows, chosen, output=request.output)
 
 
 def _predictions(
@@ -125,14 +127,12 @@ def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
             )
 
 
-def _tell(rows: Sequence[Compared], chosen: Sequence[int], *, output: Path, json: bool) -> None:
-    if json:
-        told: list[dict[str, Any]] = [
-            {"name": row.domain, "image": row.identity, "index": index, "mean_iou": dict(row.iou)}
-            for row, index in zip(rows, chosen, strict=True)
-        ]
-        console.print_json({"picture": output, "domains": told})
-        return
+def _tell(rows: Sequence[Compared], chosen: Sequence[int], *, output: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"name": row.domain, "image": row.identity, "index": index, "mean_iou": dict(row.iou)}
+        for row, index in zip(rows, chosen, strict=True)
+    ]
+    console.print_record({"picture": output, "domains": records})
     columns = ["domain", "image", *rows[0].iou]
     table = [[row.domain, row.identity, *(100 * value for value in row.iou.values())] for row in rows]
     console.table("mean IoU of the image in percent (classes present)", columns, table)

@@ -1,6 +1,7 @@
 """`diff doctor`: what this machine has to run with, and what to do about what is missing."""
 
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 """Diffusion models that people use by their hub id."""
 
 
-def run(*, json: bool = False) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What `diff doctor` is asked for: nothing yet."""
+
+
+def run(request: Request) -> None:
     """Print device, precisions, memory, versions and weights; advice goes to stderr."""
     facts = {
         "versions": versions(),
@@ -23,15 +29,13 @@ def run(*, json: bool = False) -> None:
         "weights": _weights(),
         "extras": _extras(),
     }
-    if json:
-        console.print_json(facts)
-    else:
-        console.table("versions", ["", ""], facts["versions"].items())
-        console.table("\ndevices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
-        weights = [[one["model"], one["path"] or "-"] for one in facts["weights"]]
-        console.table("\nweights", ["model", "on this disk"], weights)
-        installed = [[name, "yes" if there else "-"] for name, there in facts["extras"].items()]
-        console.table("\ntrackers", ["package", "installed"], installed)
+    console.print_record(facts)
+    console.table("versions", ["", ""], facts["versions"].items())
+    console.table("\ndevices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
+    weights = [[one["model"], one["path"] or "-"] for one in facts["weights"]]
+    console.table("\nweights", ["model", "on this disk"], weights)
+    installed = [[name, "yes" if there else "-"] for name, there in facts["extras"].items()]
+    console.table("\ntrackers", ["package", "installed"], installed)
     for line in _advice(facts):
         console.say(line)
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-import json as json_module
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from diffcli import __version__
-from diffcli.config.settings import DomainConfig, EvalConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
@@ -36,58 +37,57 @@ from diffcli.files import write_text
 from diffcli.runs.folder import PICTURE, REPORT
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
 
 
-def run(
-    runs: Sequence[Path],
-    *,
-    domains: str | None = None,
-    root: Path | None = None,
-    overrides: Sequence[str] = (),
-    output: Path | None = None,
-    device: str | None = None,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff eval` is asked for."""
+
+    runs: Sequence[Path]
+    """Run folders, exported folders or checkpoint files."""
+    domains: str | None = None
+    """A name, "all" or a comma list; None takes each run's data.eval."""
+    root: Path | None = None
+    """Where the one named domain is."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as in "eval.flip=true"."""
+    output: Path | None = None
+    """Folder of the reports; None takes RUN/eval/<time>."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+
+
+def run(request: Request) -> None:
     """Evaluate every run on every domain; print the tables and write a folder of reports for each run.
 
     Several runs are put into one table, which is also written with -o.
-
-    Args:
-        runs: run folders, exported folders or checkpoint files.
-        domains: a name, "all" or a comma list; None takes the run's own data.eval.
-        root: where the one named domain lies.
-        overrides: "eval.flip=true" and the like.
-        output: folder of the reports; None takes RUN/eval/<time>.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        json: print the reports on stdout instead of tables.
 
     Raises:
         ConfigError: several runs have one name, or other classes.
         DiffError: nothing could be evaluated; or, after all else is done and written, something could not.
     """
-    opened = [open_run(path, overrides=overrides) for path in runs]
+    output = request.output
+    opened = [open_run(path, overrides=request.overrides) for path in request.runs]
     _refuse_equal_names(opened)
     _refuse_other_classes(opened)
     known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
-    wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
+    wanted = [wanted_domains(trained, request.domains, request.root, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
         folder = distributed.broadcast(partial(_output_folder, trained, output, several=len(opened) > 1))
-        result = _evaluate(trained, entries, folder=folder, device=device)
+        result = _evaluate(trained, entries, folder=folder, device=request.device)
         results.append(result)
         with distributed.raise_together():
             if result.scores and distributed.is_main_process():
                 write_reports(result)
-        if not json:
-            _tell(result, heading=len(opened) > 1)
-    if json:
-        console.print_json(
-            {"runs": [result.report for result in results]} if len(opened) > 1 else results[0].report
-        )
-    elif len(opened) > 1:
+        _tell(result, heading=len(opened) > 1)
+    reports = [result.report for result in results]
+    console.print_record({"runs": reports} if len(opened) > 1 else reports[0])
+    if len(opened) > 1:
         print_blocks(comparison(results))
     with distributed.raise_together():
         if output is not None and len(opened) > 1 and distributed.is_main_process():
@@ -133,7 +133,7 @@ def _comparable_means(result: Result, names: Sequence[str]) -> dict[str, float |
 def write_reports(result: Result) -> None:
     """Write report.html, .json, .csv and .md, and picture.png into the result's folder."""
     model, scores = result.run.config.model, result.scores
-    write_text(result.folder / REPORT, json_module.dumps(result.report, indent=2, ensure_ascii=False))
+    write_text(result.folder / REPORT, json.dumps(result.report, indent=2, ensure_ascii=False))
     write_text(result.folder / "report.csv", _csv(result.report))
     write_text(result.folder / "report.md", _markdown(result))
     page = html_report(result.report, scores, model=model, examples=result.examples)
@@ -150,7 +150,7 @@ def _evaluate(
     distributed.require_same([domain.samples for domain in domains], what="samples")
     distributed.broadcast(lambda: _make_folder(folder))
     model, settings = trained.load_model(device=device), trained.config.eval
-    workers = trained.config.runtime.data_workers
+    workers = resolve_data_workers(trained.config.runtime.data_workers)
 
     def score(domain: Domain) -> DomainScores | None:
         try:

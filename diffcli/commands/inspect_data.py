@@ -7,12 +7,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from diffcli.config.settings import DomainConfig, ModelConfig, RunConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
 from diffcli.data.domains import DOMAINS
 from diffcli.data.glance import empty_classes, glance
@@ -28,25 +29,34 @@ PANELS = 12
 _TERMINAL, _BAR, _NAMES, _FAULTS = 80, 32, 3, 12
 
 
-def run(
-    *,
-    domain: str | None,
-    root: Path | None,
-    split: str | None,
-    config: RunConfig | None,
-    output: Path,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff data inspect` is asked for: a domain, or settings that name some."""
+
+    domains: str | None = None
+    """A name, "all" or a comma list."""
+    root: Path | None = None
+    """Where the one named domain is; None takes DIFFCLI_DATA/<domain>."""
+    split: str | None = None
+    """train, val or test; None takes every split that is there."""
+    config: RunConfig | None = None
+    """Settings whose classes and domains to inspect."""
+    output: Path = Path("inspected")
+    """Folder of the pictures."""
+
+
+def run(request: Request) -> None:
     """Print and draw what the named domains hold; without a name, those of the settings.
 
     Raises:
         ConfigError: neither a domain nor settings are given, or both.
         DataError: at the end, if any sample cannot be used.
     """
+    config, output = request.config, request.output
     model = config.model if config is not None else ModelConfig()
-    entries = _entries(domain, root, config)
-    if split is not None:
-        entries = [entry.model_copy(update={"split": split}) for entry in entries]
+    entries = _entries(request.domains, request.root, config)
+    if request.split is not None:
+        entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
     opened = [one for entry in entries for one in _open_splits(entry, model)]
     _refuse_inside(output, [one for _, one in opened])
     records: list[dict[str, Any]] = []
@@ -59,13 +69,11 @@ def run(
         empty = _empty(one, found)
         records.append({**_record(name, one, found, picture), "note": empty})
         problems += _problems(name, one, found)
-        if not json:
-            _show(name, one, found)
-            if empty:
-                console.warn(empty)
-            console.say(f"drew {picture}")
-    if json:
-        console.print_json(records)
+        _show(name, one, found)
+        if empty:
+            console.warn(empty)
+        console.say(f"drew {picture}")
+    console.print_record(records)
     if problems:
         raise DataError(
             "\n".join(problems) if len(problems) == 1 else "\n  - ".join(["", *problems]).lstrip()

@@ -1,9 +1,11 @@
 """`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.files import Outcome, first_line, merged, segment_files
@@ -13,50 +15,64 @@ from diffcli.prediction.writers import Manifest
 from diffcli.runtime import console, distributed
 
 
-def run(
-    images: Sequence[str],
-    *,
-    run: Path,
-    output: Path,
-    write: str | None = None,
-    overlay: bool = False,
-    heatmap: str | None = None,
-    reference: Path | None = None,
-    refine: int = 0,
-    samples: int = 1,
-    tile: str | None = None,
-    batch: str | None = None,
-    skip_existing: bool = False,
-    device: str | None = None,
-    overrides: Sequence[str] = (),
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff predict` is asked for: images, and a run or an exported network."""
+
+    images: Sequence[str]
+    """Files, folders (with their sub-folders), globs, videos, @LIST or - (stdin)."""
+    output: Path
+    """Folder for the results."""
+    run: Path | None = None
+    """A run folder, an exported folder or a checkpoint file."""
+    model: Path | None = None
+    """Exported networks instead of a run: their folder, or a file in it."""
+    write: str | None = None
+    """Comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos."""
+    overlay: bool = False
+    """Also write the colours laid over the image."""
+    heatmap: str | None = None
+    """Also write the softmax score of this class over the image."""
+    reference: Path | None = None
+    """Folder of masks (train ids, same stems) that turn the conditional branch on."""
+    refine: int = 0
+    """How many times the prediction becomes the reference of the conditional branch."""
+    samples: int = 1
+    """Draws of noise to average; from 2 on their disagreement is written."""
+    tile: str | None = None
+    """"1024x512": see the image at full size (or at an overridden eval.size), in such tiles; None: above a limit."""
+    batch: str | None = None
+    """Images in a forward pass, or "auto"; None takes eval.batch_size."""
+    skip_existing: bool = False
+    """Skip images whose outputs are all there."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as in "eval.size=512x256"."""
+
+
+def run(request: Request) -> None:
     """Write a mask for every image below `output`, in the tree of the images, and a line of `predictions.jsonl`.
 
-    The noise is seeded by the file's stem: an image has the same mask wherever it lies and whatever lies beside it.
-
-    Args:
-        images: files, folders (with their sub-folders), globs, videos, @LIST or - (stdin).
-        run: a run folder, an exported folder or a checkpoint file.
-        write: comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos.
-        overlay: also write the colours laid over the image.
-        heatmap: also write the softmax score of this class over the image.
-        reference: folder of masks (train ids, same stems) that turn the conditional branch on.
-        refine: feed the prediction back so many times as the reference of the conditional branch.
-        samples: average so many draws of noise, and from 2 on write their disagreement.
-        tile: "1024x512": at the image's own size (or --set eval.size), in such tiles; None: above a limit.
-        batch: images a forward pass, or "auto"; None takes eval.batch_size.
-        skip_existing: leave images alone whose outputs are all there.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        overrides: "eval.size=512x256" and the like.
-        json: print what was written as JSON on stdout.
+    The noise is seeded by the file's stem: an image has the same mask in every folder and beside any other images.
 
     Raises:
+        ConfigError: options that do not go together.
         DataError: no images; or, after all else is done, some could not be read.
         DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
     """
-    jobs = distributed.broadcast(lambda: plan(images, output=output, references=reference))
-    tiles = None if tile is None else parse_tile(tile)
+    if request.model is not None:
+        _run_exported(request, request.model)
+    else:
+        assert request.run is not None, "a run or exported networks"
+        _run_trained(request, request.run)
+
+
+def _run_trained(request: Request, run: Path) -> None:
+    """What `run` does, by a trained run."""
+    output, skip_existing, overrides = request.output, request.skip_existing, request.overrides
+    jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
+    tiles = None if request.tile is None else parse_tile(request.tile)
 
     from diffcli.prediction.segmenter import Predictor
     from diffcli.runs.opening import (
@@ -67,15 +83,15 @@ def run(
     model_config, settings = trained.config.model, trained.config.eval
     outputs = choose_outputs(
         jobs,
-        write=write,
-        overlay=overlay,
-        heatmap=heatmap,
-        samples=samples,
+        write=request.write,
+        overlay=request.overlay,
+        heatmap=request.heatmap,
+        samples=request.samples,
         classes=model_config.classes,
         palette=class_palette(model_config),
     )
     refuse_collisions(jobs, outputs.files)
-    _check_reference(settings, reference, refine=refine, where=trained.path)
+    _check_reference(settings, request.reference, refine=request.refine, where=trained.path)
     if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
         settings = settings.model_copy(update={"size": None})
     manifest = Manifest(output)
@@ -83,18 +99,18 @@ def run(
     left_alone = set(begun.skipped)
     left = [job for job in jobs if job not in left_alone]
     if not left:
-        report(begun, outputs, run=run, output=output, json=json)
+        report(begun, outputs, run=run, output=output)
         return
     with distributed.raise_together():
-        model = trained.load_model(device=device)
-    batch_size = parse_batch(batch, otherwise=settings.batch_size)
+        model = trained.load_model(device=request.device)
+    batch_size = parse_batch(request.batch, otherwise=settings.batch_size)
     predictor = Predictor(
         model,
         settings,
         batch=batch_size,
         tile=tiles,
-        refine=refine,
-        samples=samples,
+        refine=request.refine,
+        samples=request.samples,
         confidence=outputs.wants_confidence,
         score_of=outputs.score_of,
     )
@@ -106,54 +122,46 @@ def run(
         )
     )
     outcome = merged([begun, *shares], jobs)
-    report(outcome, outputs, run=run, output=output, json=json)
+    report(outcome, outputs, run=run, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
 
 
-def run_exported(
-    images: Sequence[str],
-    *,
-    model: Path,
-    output: Path,
-    write: str | None = None,
-    overlay: bool = False,
-    heatmap: str | None = None,
-    batch: str | None = None,
-    skip_existing: bool = False,
-    device: str | None = None,
-    refused: Sequence[str] = (),
-    json: bool = False,
-) -> None:
+def _run_exported(request: Request, model: Path) -> None:
     """What `run` does, by networks that `diff export --format onnx|pt2` wrote; PyTorch is imported for pt2 alone.
 
     Every image is seen at the exported size and under the stored noise, whatever its name.
 
-    Args:
-        model: the exported folder, or a file in it.
-        refused: options that were given and that exported networks cannot follow.
-
     Raises:
-        ConfigError: there are some.
+        ConfigError: the request has options that exported networks do not have.
         DataError: see `run`.
         DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
     """
     from diffcli.export.runner import ExportedPredictor, open_exported
 
-    if refused:
+    asked = {
+        "--run": request.run,
+        "--reference": request.reference,
+        "--refine": request.refine,
+        "--samples": request.samples - 1,
+        "--tile": request.tile,
+        "--set": request.overrides,
+    }
+    if refused := [name for name, value in asked.items() if value]:
         raise ConfigError(
             f"--model and {', '.join(refused)} do not go together",
             hint="exported networks are one plain pass of the unconditional branch; --run RUN can do more",
         )
-    jobs = plan(images, output=output)
-    exported = open_exported(model, device=device)
+    output, skip_existing = request.output, request.skip_existing
+    jobs = plan(request.images, output=output)
+    exported = open_exported(model, device=request.device)
     facts = exported.facts
     outputs = choose_outputs(
         jobs,
-        write=write,
-        overlay=overlay,
-        heatmap=heatmap,
+        write=request.write,
+        overlay=request.overlay,
+        heatmap=request.heatmap,
         samples=1,
         classes=tuple(entry.name for entry in facts.classes),
         palette=facts.palette,
@@ -166,7 +174,7 @@ def run_exported(
     if left:
         predictor = ExportedPredictor(
             exported,
-            batch=parse_batch(batch, otherwise=1) or 1,
+            batch=parse_batch(request.batch, otherwise=1) or 1,
             confidence=outputs.wants_confidence,
             score_of=outputs.score_of,
         )
@@ -175,7 +183,7 @@ def run_exported(
             predictor, left, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
         )
         outcome = merged([outcome, found], jobs)
-    report(outcome, outputs, run=model, output=output, json=json)
+    report(outcome, outputs, run=model, output=output)
     if outcome.failed:
         raise _failure(outcome)
 
@@ -245,7 +253,7 @@ def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_exi
     return Outcome(skipped=skipped, replaced=replaced)
 
 
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json: bool) -> None:
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> None:
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
@@ -262,23 +270,22 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json:
             else f"{outcome.frames} frames"
         )
     console.say(f"{what} segmented into {output}{f' ({told})' if told else ''}")
-    if json:
-        console.print_json(
-            {
-                "run": str(run),
-                "output": str(output),
-                "images": [
-                    {
-                        "image": str(job.image),
-                        **{kind: str(path) for kind, path in outputs.files(job).items()},
-                    }
-                    for job in outcome.written
-                ],
-                "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
-                "skipped": [str(job.image) for job in outcome.skipped],
-                "seconds": round(outcome.seconds, 2),
-            }
-        )
+    console.print_record(
+        {
+            "run": str(run),
+            "output": str(output),
+            "images": [
+                {
+                    "image": str(job.image),
+                    **{kind: str(path) for kind, path in outputs.files(job).items()},
+                }
+                for job in outcome.written
+            ],
+            "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
+            "skipped": [str(job.image) for job in outcome.skipped],
+            "seconds": round(outcome.seconds, 2),
+        }
+    )
 
 
 def _failure(outcome: Outcome) -> DataError:

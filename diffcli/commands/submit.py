@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import Domain, Sample, open_domain
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ from diffcli.evaluation.scoring import segment_domain
 from diffcli.files import write_atomically
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
+from diffcli.runtime.device import resolve_data_workers
 
 
 @dataclass(frozen=True)
@@ -42,51 +43,55 @@ SERVERS: Mapping[str, Server] = {
 code of this field hands them in (HRDA, "Testing & Predictions")."""
 
 
-def run(
-    *,
-    domain: str,
-    run: Path,
-    output: Path,
-    root: Path | None = None,
-    split: str = "test",
-    device: str | None = None,
-    overrides: Sequence[str] = (),
-    json: bool = False,
-) -> None:
-    """Segment every image of a split, labelled or not, and write the zip: whole, or not at all.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff submit` is asked for."""
 
-    Args:
-        domain: one of SERVERS.
-        run: a run folder, an exported folder or a checkpoint file.
-        root: where the domain lies; None takes the run's own entry, or DIFFCLI_DATA/<domain>.
-        json: print what was written as JSON on stdout.
+    domain: str
+    """One of SERVERS."""
+    run: Path
+    """A run folder, an exported folder or a checkpoint file."""
+    output: Path
+    """The zip file to write."""
+    root: Path | None = None
+    """Where the domain is; None takes the run's entry, or DIFFCLI_DATA/<domain>."""
+    split: str = "test"
+    """The split to segment."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as in "eval.flip=true"."""
+
+
+def run(request: Request) -> None:
+    """Segment every image of a split, labelled or not, and write the zip: whole, or not at all.
 
     Raises:
         ConfigError: no server is known for this domain, or the run's classes or settings do not suit it.
         DataError: an image is missing or damaged; servers take complete sets only.
         DiffError: see `open_run`, `OpenRun.load_model` and `segment_domain`.
     """
+    domain, split, output = request.domain, request.split, request.output
     server = _server(domain)
     if output.is_dir():
         raise DataError("the output is a folder", where=str(output), hint=f"-o {output}/{domain}.zip")
-    trained = open_run(run, overrides=overrides)
+    trained = open_run(request.run, overrides=request.overrides)
     pixels = _pixels(trained, server)
-    opened = _open_unlabelled(trained, domain, root, split)
+    opened = _open_unlabelled(trained, domain, request.root, split)
     names = _names(opened, server)
     if split == "test" and len(names) != server.images:
         console.warn(f"{domain}: {len(names)} images here, but the server's test set has {server.images}")
     with write_atomically(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        model, settings = trained.load_model(device=device), trained.config.eval
+        model, settings = trained.load_model(device=request.device), trained.config.eval
         with console.progress(f"submit {domain}", len(names), unit="images") as bar:
             for index, mask in segment_domain(
-                model, opened, settings, workers=trained.config.runtime.data_workers
+                model, opened, settings, workers=resolve_data_workers(trained.config.runtime.data_workers)
             ):
                 archive.writestr(names[index], _png(pixels[mask]))
                 bar.update()
     console.say(f"{len(names)} label maps in {output}")
-    if json:
-        told = {"run": str(run), "domain": domain, "split": split, "images": len(names)}
-        console.print_json({**told, "output": str(output)})
+    record = {"run": request.run, "domain": domain, "split": split, "images": len(names), "output": output}
+    console.print_record(record)
 
 
 def _server(domain: str) -> Server:
@@ -121,7 +126,7 @@ def _pixels(trained: OpenRun, server: Server) -> Pixels:
 def _open_unlabelled(trained: OpenRun, name: str, root: Path | None, split: str) -> Domain:
     """Every image of the split at its own size; labels, if there are any, are left alone."""
     entries = trained.config.data.eval
-    own = next((entry for entry in entries if entry.domain == name), DomainConfig(domain=name))
+    own = next((entry for entry in entries if entry.domain == name), domain_config(name))
     entry = own.model_copy(update={"root": root or own.root, "split": split, "resize": None, "limit": None})
     domain = open_domain(entry, purpose="eval", classes=trained.config.model.classes)
     images = {sample.image for sample in domain.samples if sample.image} | set(domain.missing.labels)

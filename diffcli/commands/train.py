@@ -7,8 +7,9 @@ Several processes (`torchrun`, `accelerate launch`) share an iteration as one pr
 large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
-import json as json_module
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from diffcli.runs.folder import (
     PICTURE,
     REPORT,
     RESUME,
+    RUNS,
     VERSIONS,
     create_run,
     find_unfinished,
@@ -42,21 +44,27 @@ from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
 
-def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: bool) -> None:
-    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff train` is asked for."""
 
-    Args:
-        config: the validated settings.
-        config_name: the YAML's name, which names the run where `config.name` does not.
-        resume: continue the newest unfinished run of that name.
-        runs: folder of all runs.
-        json: print the report on stdout instead of the table.
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+    resume: bool = False
+    """Continue the newest unfinished run of that name."""
+    runs: Path = RUNS
+    """Folder of all runs."""
+
+
+def run(request: Request) -> None:
+    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    name = config.name or config_name
-    config = with_held_out(config)
+    config, resume, runs = with_held_out(request.config), request.resume, request.runs
+    name = config.name or request.config_name
     unfinished = (
         distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
     )
@@ -85,16 +93,16 @@ def run(config: RunConfig, *, config_name: str, resume: bool, runs: Path, json: 
     )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
-        write_text(folder / VERSIONS, json_module.dumps(versions(), indent=2))
+        write_text(folder / VERSIONS, json.dumps(versions(), indent=2))
     if resume:
         with distributed.raise_together():
             trainer.restore()
     with graceful_stop() as stop:
         fit(trainer, stop)
-    _finish(trainer, json=json)
+    _finish(trainer)
 
 
-def _finish(trainer: Trainer, *, json: bool) -> None:
+def _finish(trainer: Trainer) -> None:
     """The last validation, the report, the picture and the table.
 
     Raises:
@@ -119,11 +127,10 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
         "skipped_samples": len(trainer.skipped.faults),
         **_unseen(trainer, scores),
     }
-    write_text(trainer.folder / REPORT, json_module.dumps(report, indent=2))
+    write_text(trainer.folder / REPORT, json.dumps(report, indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
-    if json:
-        console.print_json({"run": str(trainer.folder), **report})
-    elif scores:
+    console.print_record({"run": trainer.folder, **report})
+    if scores:
         score_report.print_blocks(score_report.summary_table(scores, model=model))
         _say_unseen(report["training"])
     for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
@@ -133,7 +140,7 @@ def _finish(trainer: Trainer, *, json: bool) -> None:
         raise DataError(
             f"not everything could be scored: {'; '.join(problems)}",
             where=str(trainer.folder / REPORT),
-            hint="training is complete; mend the files and score again: diff eval",
+            hint="training is complete; fix the files and score again: diff eval",
         )
 
 

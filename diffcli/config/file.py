@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from diffcli.config.settings import RunConfig, Settings, as_plain
+from diffcli.config.base import Settings, as_plain
+from diffcli.config.settings import RunConfig
 from diffcli.config.yaml_tree import Path_, Tree, dump, parse_value, read_tree
 from diffcli.errors import ConfigError
 
@@ -136,7 +137,7 @@ def _last(dotted: str) -> str:
 
 def _siblings(path: Path_) -> list[str]:
     """Dotted names of the settings that exist at `path`."""
-    names = [name for model in _models_at(path) for name in model.model_fields]
+    names = dict.fromkeys(name for model in _models_at(path) for name in model.model_fields)
     return [".".join(map(str, (*path, name))) for name in names]
 
 
@@ -192,7 +193,7 @@ def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fa
     message, context = error["msg"].removeprefix("Value error, "), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            return place, f"there is no setting {name}", _suggest(name, _siblings(path[:-1]))
+            return place, *_unknown(path, tree)
         case "missing" if isinstance(error["loc"][-1], int):
             return place, f"{name}: needs more values than {_shortened(value)}", None
         case "missing":
@@ -218,6 +219,17 @@ def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fa
         case "string_type" if isinstance(value, int | float):
             return place, f"{name}: must be text, not {value!r}", 'put it in quotes: "..."'
     return place, f"{name}: {message[0].lower()}{message[1:]}, not {_shortened(value)}", None
+
+
+def _unknown(path: Path_, tree: Tree) -> tuple[str, str]:
+    """Message and hint for a key that does not exist, or that another variant of these settings has."""
+    name = ".".join(map(str, path))
+    variants = _models_at(path[:-1])
+    having = [model.model_config["title"] for model in variants if path[-1] in model.model_fields]
+    if not having:
+        return f"there is no setting {name}", _suggest(name, _siblings(path[:-1]))
+    chosen = _value_at(tree.values, (*path[:-1], next(iter(variants[0].model_fields))))
+    return f"{name} does not apply to {chosen}", f"it is a setting of {' and '.join(map(str, having))}"
 
 
 def _not_among(name: str, value: object, choices: list[str], *, mapping: bool = False) -> str:
@@ -312,14 +324,26 @@ def _field_lines(settings: Settings, name: str, indent: int) -> Iterator[str]:
         yield f"{pad}{name}:"
         for child in type(value).model_fields:
             yield from _field_lines(value, child, indent + 2)
+        for variant in _models_in(field.annotation):
+            yield from _variant_lines(variant, type(value), indent + 2)
     else:
         plain = _with_int_keys(as_plain(settings)[name])
         text = dump({name: plain}, width=96 - indent)
         yield from (pad + line for line in text.splitlines())
 
 
-def _comment(text: str, indent: int) -> list[str]:
-    pad = " " * indent + "# "
+def _variant_lines(variant: type[Settings], shown: type[Settings], indent: int) -> Iterator[str]:
+    """The fields that another variant has besides those shown, as a comment."""
+    fields = {name: field for name, field in variant.model_fields.items() if name not in shown.model_fields}
+    if fields:
+        yield " " * indent + f"# {variant.model_config['title']} also takes these:"
+    for name, field in fields.items():
+        yield from _comment(field.description or "", indent, inner="  ")
+        yield " " * indent + "#   " + dump({name: field.default}, width=90 - indent).strip()
+
+
+def _comment(text: str, indent: int, *, inner: str = "") -> list[str]:
+    pad = " " * indent + "# " + inner
     return [
         line
         for paragraph in text.splitlines()

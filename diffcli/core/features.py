@@ -16,8 +16,17 @@ from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
+from diffcli.classes import IGNORE_ID
 from diffcli.config.settings import DEFAULT_UNET_BATCH, InversionConfig
-from diffcli.core.inversion import BatchPlan, InversionSchedule, InversionStep, Noise, invert, prompt_groups
+from diffcli.core.inversion import (
+    BatchPlan,
+    InversionSchedule,
+    InversionStep,
+    Noise,
+    invert,
+    prompt_groups,
+    seeded_noise,
+)
 
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
@@ -196,6 +205,19 @@ class DiffusionFeatureExtractor:
         ):
             if step.index in self.schedule.save_steps:
                 yield from self._reduced(step)
+
+    def is_finite(self) -> bool:
+        """Whether a test image of noise has finite features in the backbone's precision, under every prompt."""
+        prompted = torch.tensor(sorted(self.config.class_prompts) or [IGNORE_ID], dtype=torch.uint8)
+        side = 8 * self.backbone.multiple
+        images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        labels = prompted.repeat_interleave(-(-side // len(prompted)))[:side].expand(side, side)
+        maps = self.extract(
+            images.to(self.backbone.device),
+            noise=seeded_noise(0, ["test image"]),
+            references=[labels.to(self.backbone.device)],
+        )
+        return all(bool(torch.isfinite(one).all()) for one in maps)
 
     def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
         """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.

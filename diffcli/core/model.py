@@ -112,13 +112,15 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    backbone_precision: Precision | None = None,
     seed: int = 0,
     max_unet_batch: int = DEFAULT_UNET_BATCH,
 ) -> SegmentationModel:
     """Load the frozen diffusion model and initialise a fresh decoder on top of it.
 
     Args:
-        precision: the diffusion model's dtype, and the autocast dtype of the decoder (whose weights stay float32).
+        precision: the autocast dtype of the decoder (whose weights stay float32).
+        backbone_precision: the diffusion model's dtype; None takes `precision`.
         seed: of the decoder's initial weights.
         max_unet_batch: most rows of one U-Net call.
 
@@ -130,7 +132,7 @@ def build_model(
         config.backbone,
         prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
         device=torch.device(device),
-        dtype=DTYPES[precision],
+        dtype=DTYPES[backbone_precision or precision],
     )
     return join(config, backbone, precision=precision, seed=seed, max_unet_batch=max_unet_batch)
 

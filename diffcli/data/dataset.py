@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
-from diffcli.config.settings import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.config.domain import DomainConfig, FolderDomain, KnownDomain, MiniworldDomain
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
 from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec
 from diffcli.data.folder import folder_spec
@@ -78,7 +79,7 @@ def open_domain(
         spec = DOMAINS[MINIWORLD_SOURCE]
     if spec.members:
         domain = _join(spec, config, purpose, classes)
-    elif spec.rendered is not None:
+    elif isinstance(config, MiniworldDomain):
         domain = _rendered(spec, config, purpose, classes)
     else:
         try:
@@ -109,39 +110,34 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
         return find_splits(config.model_copy(update={"domain": spec.members[0]}), classes=classes)
     if spec.rendered is not None:
         return [spec.eval_split]
-    if spec.name == "folder":
+    if isinstance(config, FolderDomain):
         spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
     found = list(dict.fromkeys(place.name or "train" for place in places_of(spec, root, asked=config.split)))
     if not found:
         raise nothing_here(spec, root)
+    assert not isinstance(config, MiniworldDomain), "it is rendered"
     return ["train", "val", *found[1:]] if config.val_fraction is not None else found
 
 
 def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
-    """Settings that the domain would silently ignore, or that contradict the classes, are errors."""
-    own = (
-        *("images", "labels", "image_prefix", "image_suffix", "label_prefix", "label_suffix"),
-        *("list_file", "label_ids", "label_colors"),
-    )
-    strays = [key for key in own if getattr(config, key) and spec.name != "folder"]
-    if strays:
-        raise ConfigError(
-            f"{strays[0]} belongs to domain: folder, not to {spec.name}",
-            hint="write domain: folder, or drop the key",
-        )
-    if config.count is not None and spec.folder != "miniworld":
-        raise ConfigError(
-            f"count belongs to miniworld, not to {spec.name}", hint="write limit to take fewer samples"
-        )
-    if config.split is not None and spec.name != "folder" and split_name(config.split) is None:
+    """Raise a ConfigError for settings that do not apply to the domain, or that contradict the classes."""
+    if isinstance(config, FolderDomain):
+        _check_folder(config, classes)
+        return
+    if config.split is not None and split_name(config.split) is None:
         raise ConfigError(f"unknown split {config.split!r}", hint="splits are train, val and test")
-    if config.val_fraction is not None and (spec.members or spec.rendered is not None):
+    if isinstance(config, KnownDomain) and config.val_fraction is not None and spec.members:
+        raise ConfigError(f"val_fraction does not apply to {spec.name}", hint="name one of its parts")
+    if not set(classes) & {*CITYSCAPES_CLASSES, *spec.classes}:
         raise ConfigError(
-            f"val_fraction does not belong to {spec.name}",
-            hint="its splits never have a scene in common" if spec.rendered else "name one of its parts",
+            f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
+            hint="use domain: folder for other classes",
         )
-    _check_pattern(config)
+
+
+def _check_folder(config: FolderDomain, classes: Sequence[str]) -> None:
+    """Train ids are those of the classes; prefix and suffix belong to a folder's name, not to a pattern."""
     used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
     outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
     if outside:
@@ -149,19 +145,8 @@ def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[st
             f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
             hint="train ids are the positions in model.classes; 255 ignores",
         )
-    if any(value != "*" and not -2 <= value < 65536 for value in config.label_ids or ()):
-        raise ConfigError("label_ids names values that no label file holds", hint="values are -2 .. 65535")
-    if spec.name != "folder" and not set(classes) & {*CITYSCAPES_CLASSES, *spec.classes}:
-        raise ConfigError(
-            f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
-            hint="use domain: folder for other classes",
-        )
-
-
-def _check_pattern(config: DomainConfig) -> None:
-    """Prefix and suffix belong to a folder's name, not to a pattern; image and label pattern have the same {id}."""
     for what in ("image", "label"):
-        text = getattr(config, f"{what}s") or ""
+        text = getattr(config, f"{what}s")
         if ID in text and (getattr(config, f"{what}_prefix") or getattr(config, f"{what}_suffix")):
             raise ConfigError(
                 f"{what}s is a pattern and {what}_prefix or {what}_suffix is set as well",
@@ -203,7 +188,7 @@ def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Seq
     )
 
 
-def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+def _rendered(spec: DomainSpec, config: MiniworldDomain, purpose: Purpose, classes: Sequence[str]) -> Domain:
     """Scenes of the miniature world; nothing is rendered yet."""
     assert spec.rendered is not None
     split = split_name(config.split or "") or ("train" if purpose == "train" else "val")
@@ -225,9 +210,11 @@ def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes:
     )
 
 
-def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+def _listed(
+    spec: DomainSpec, config: KnownDomain | FolderDomain, purpose: Purpose, classes: Sequence[str]
+) -> Domain:
     """Samples that are on disk."""
-    if spec.name == "folder":
+    if isinstance(config, FolderDomain):
         spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
     usual = "train" if purpose == "train" else "val" if config.val_fraction else spec.eval_split

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.classes import IGNORE_ID
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.domains import TRAIN_IDS
 from diffcli.data.images import Image, read_image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name

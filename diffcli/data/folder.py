@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import FolderDomain
 from diffcli.data.domains import DOMAINS, DomainSpec, LabelEncoding, LabelFiles, Layout
 from diffcli.data.patterns import ID, SPLIT, from_parts
 
 
-def folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
+def folder_spec(config: FolderDomain, classes: Sequence[str]) -> DomainSpec:
     """The domain `folder` with the layouts that the settings mean.
 
     A folder's name (images) stands for images/{split}, {split}/images and images, in this order; a pattern, or a list
     file, for itself.
     """
     encoding = encoding_of(config, classes)
-    images, labels = config.images or "images", config.labels or "labels"
+    images, labels = config.images, config.labels
 
     def layout(image_folder: str, label_folder: str) -> Layout:
         return Layout(
@@ -35,7 +35,7 @@ def folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
     return replace(DOMAINS["folder"], layouts=layouts)
 
 
-def encoding_of(config: DomainConfig, classes: Sequence[str]) -> LabelEncoding:
+def encoding_of(config: FolderDomain, classes: Sequence[str]) -> LabelEncoding:
     """How label_ids and label_colors read the files; without either the files hold train ids."""
     if config.label_ids is None and config.label_colors is None:
         return LabelEncoding(ids={i: i for i in range(len(classes))}, setting="train ids")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.domain import Domain
 from diffcli.data.images import is_cut_short, read_image, refuse_bomb, require_file
 from diffcli.data.statistics import Progress, cache_folder, file_state, in_parallel

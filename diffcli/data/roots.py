@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import DomainConfig, domain_config
 from diffcli.data.domains import DOMAINS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
 from diffcli.data.listing import describe, find_pairs, find_places
 from diffcli.data.patterns import is_archive
@@ -39,7 +39,7 @@ def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig
     that holds the domains' folders, or the domain's folder itself (`find_root`).
 
     Raises:
-        ConfigError: an unknown name, or an empty list.
+        ConfigError: an unknown name, an empty list, or a root for domains that are rendered.
     """
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not asked:
@@ -47,8 +47,10 @@ def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig
             "no domain is named", hint="--domain cityscapes, --domain acdc/night,bdd100k or --domain all"
         )
     found = list(dict.fromkeys(part for name in asked for part in _expanded(name, root)))
+    if root is not None and all(known_domain(name).folder == "miniworld" for name in found):
+        raise ConfigError("the miniature world is rendered: a root does not apply to it")
     return [
-        DomainConfig(domain=name, root=None if known_domain(name).folder == "miniworld" else root)
+        domain_config(name) if known_domain(name).folder == "miniworld" else domain_config(name, root=root)
         for name in found
     ]
 

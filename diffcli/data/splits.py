@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import FolderDomain, KnownDomain
 from diffcli.data.domains import DomainSpec
 from diffcli.data.listing import Missing, Pair, Place, archives, describe, find_places
 from diffcli.data.patterns import split_name
@@ -22,7 +22,7 @@ def places_of(spec: DomainSpec, root: Path, *, asked: str | None = None) -> list
 
 
 def choose_split(
-    spec: DomainSpec, config: DomainConfig, root: Path, *, wanted: str
+    spec: DomainSpec, config: KnownDomain | FolderDomain, root: Path, *, wanted: str
 ) -> tuple[Place, Literal["", "train", "val"]]:
     """Where the wanted split is, and which part of it is meant where val_fraction divides it.
 
@@ -60,7 +60,7 @@ def choose_split(
 
 
 def _divided(
-    places: Sequence[Place], spec: DomainSpec, config: DomainConfig, root: Path, name: str
+    places: Sequence[Place], spec: DomainSpec, config: KnownDomain | FolderDomain, root: Path, name: str
 ) -> tuple[Place, Literal["", "train", "val"]]:
     """The set that val_fraction divides, and the part of it."""
     if any(place.name == "val" for place in places):

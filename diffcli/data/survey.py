@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.domain import Domain
 from diffcli.data.headers import image_size
 from diffcli.data.mapping import OutsideMapping, all_outside

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcli.classes import IGNORE_ID
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.images import Image
 from diffcli.data.labels import Label
 

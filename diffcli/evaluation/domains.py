@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import DomainConfig
 from diffcli.data.roots import expand_domains
 from diffcli.errors import ConfigError
 from diffcli.runs.opening import OpenRun
@@ -26,4 +26,4 @@ def wanted_domains(
     for name in (part.strip() for part in domains.split(",")):
         meant = [entry for entry in own if name in (entry.name, entry.domain)]
         entries += meant or expand_domains(name)
-    return list({(entry.name, entry.domain, entry.root): entry for entry in entries}.values())
+    return list({entry.model_dump_json(): entry for entry in entries}.values())

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from diffcli.classes import CLASS_SUBSETS
-from diffcli.config.settings import EvalConfig, ModelConfig, as_plain
+from diffcli.config.base import as_plain
+from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.drawing.pictures import Row, side_by_side
 from diffcli.evaluation.scoring import DomainScores
 from diffcli.files import write_atomically

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
 from diffcli.core.model import SegmentationModel
 from diffcli.data.batches import single_threaded

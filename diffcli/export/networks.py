@@ -1,19 +1,22 @@
 """A trained run as networks for another runtime (ONNX, torch.export), compared with the model before they are kept."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 import numpy as np
 import torch
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli import __version__
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DiffError
+from diffcli.export.folder import base_model, whole_folder, write_json
 from diffcli.export.modules import encoder_draws, exportable_parts, step_count
 from diffcli.export.programs import LARGEST_BATCH, Part, named_parts, write_onnx, write_program
 from diffcli.export.runner import (
@@ -31,6 +34,7 @@ from diffcli.export.runner import (
     open_exported,
     to_model_range,
 )
+from diffcli.runs.exported import EXPORT_FACTS
 from diffcli.runs.folder import versions
 from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
@@ -57,6 +61,45 @@ class Check:
             f"labels agree on {100 * self.label_agreement:.3f} % of the pixels of {self.images} images; "
             f"logits differ by {self.max_logit_difference:.1e} at most"
         )
+
+
+def export_networks(
+    trained: OpenRun, output: Path, *, kind: Kind, size: Size | None, agreement: float = AGREEMENT
+) -> dict[str, Any]:
+    """Write the networks for `--model` and other programs, whole or not at all; what export.json holds.
+
+    They are loaded again and compared with the model.
+
+    Args:
+        size: what images are resized to; None takes eval.size.
+        agreement: the least share of pixels whose label equals the model's.
+
+    Raises:
+        ConfigError: there is no size.
+        DiffError: the folder cannot be written; the networks do not agree with the model.
+    """
+    with whole_folder(output) as folder:
+        chosen = export_size(trained, size)
+        if dropped := left_out(trained.config.eval):
+            console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")
+        model = write_networks(trained, folder, kind=kind, size=chosen)
+        info = trained.checkpoint.info
+        facts = {
+            "format": 1,
+            "diffcli": __version__,
+            "trained_with": info.get("version"),
+            "iteration": info.get("iteration"),
+            **network_facts(model, kind=kind, size=chosen),
+            "base_model": base_model(trained, included=True),
+        }
+        write_json(folder / EXPORT_FACTS, facts)  # the check below opens the folder
+        check = check_networks(model, folder, size=chosen, agreement=agreement)
+        console.say(str(check))
+        facts["check"] = asdict(check)
+        write_json(folder / EXPORT_FACTS, facts)
+        readme = networks_readme(facts, name=output.resolve().name)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
+    return facts
 
 
 def export_size(trained: OpenRun, size: Size | None) -> Size:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.inputs import Read

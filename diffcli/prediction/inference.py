@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.model import SegmentationModel, segment, to_model_range
 from diffcli.data.transforms import resize_image
 from diffcli.errors import DiffError

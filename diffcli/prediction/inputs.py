@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.classes import IGNORE_ID
-from diffcli.config.settings import Size
+from diffcli.config.size import Size
 from diffcli.data.images import read_image
 from diffcli.data.labels import read_pixels
 from diffcli.data.listing import IMAGE_SUFFIXES, walk_images

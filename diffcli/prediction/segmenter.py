@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import Noise, seeded_noise
 from diffcli.core.model import NoiseSource, SegmentationModel, segment, to_model_range
 from diffcli.core.tiling import blended_bands, field_noise

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from diffcli import __version__
-from diffcli.config.settings import EMBEDDED, DomainConfig, RunConfig
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import EMBEDDED, RunConfig
 
 LICENCES = {
     EMBEDDED: "mit",

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from diffcli.config.file import load_config, override
 from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
-from diffcli.core.model import SegmentationModel, build_model
+from diffcli.core.model import DTYPES, SegmentationModel, build_model
 from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
 from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
-from diffcli.runtime.device import resolve_device, resolve_precision
+from diffcli.runtime.device import resolve_backbone_precision, resolve_device, resolve_precision
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,14 @@ class OpenRun:
         """
         runtime = self.config.runtime
         place = resolve_device(device or runtime.device)
+        chosen = resolve_precision(precision or runtime.precision, place)
         model = build_model(
             self.config.model,
             device=place,
-            precision=resolve_precision(precision or runtime.precision, place),
+            precision=chosen,
+            backbone_precision=resolve_backbone_precision(
+                runtime.backbone_precision, precision=chosen, device=place
+            ),
             seed=self.config.train.seed,
             max_unet_batch=runtime.max_unet_batch,
         )
@@ -66,12 +70,17 @@ class OpenRun:
 
 
 def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
-    """Capture and compile the U-Net as the settings say; compiling is waited for, so it is reported.
+    """Check the backbone's precision, then capture and compile the U-Net as the settings say.
+
+    What is waited for, or differs from what was expected, is reported.
 
     Raises:
         ConfigError: CUDA graphs are asked for on another device.
     """
     on_cuda = model.device.type == "cuda"
+    backbone = model.extractor.backbone
+    if runtime.backbone_precision == "auto" and DTYPES[model.precision] != backbone.dtype:
+        settle_precision(model)
     if runtime.cuda_graphs is True and not on_cuda:
         raise ConfigError(
             f"runtime.cuda_graphs is true, but the device is {model.device}",
@@ -82,6 +91,13 @@ def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
     if runtime.compile:
         console.say("the U-Net is compiled at its first use, which takes a minute or more")
         model.compile()
+
+
+def settle_precision(model: SegmentationModel) -> None:
+    """Keep the backbone's precision where a test image stays finite in it; else take the trained half's."""
+    if not model.extractor.is_finite():
+        console.say(f"features overflow in fp16: the diffusion model runs in {model.precision}")
+        model.extractor.backbone.cast(DTYPES[model.precision])
 
 
 def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, Protocol
 
@@ -45,13 +46,32 @@ def fail(message: str, *, hint: str | None = None) -> None:
         _words().print(Text.assemble(("  -> ", "bold"), hint))
 
 
+_json_only: ContextVar[bool] = ContextVar("json_only", default=False)
+
+
+@contextmanager
+def json_only(wanted: bool = True) -> Iterator[None]:
+    """Within it, stdout carries the command's record as JSON and nothing else: tables and text are left out."""
+    token = _json_only.set(wanted)
+    try:
+        yield
+    finally:
+        _json_only.reset(token)
+
+
 def print_text(text: str) -> None:
-    """Print text as it is on stdout."""
-    _data().print(Text(text))
+    """Print text as it is on stdout, unless stdout is for JSON alone."""
+    if not _json_only.get():
+        _data().print(Text(text))
 
 
-def print_json(value: Any) -> None:
-    """Print `value` as JSON on stdout; a number that is not finite becomes null, a path its text."""
+def print_record(value: Any) -> None:
+    """Print what a command found as JSON on stdout, if stdout is for JSON (`json_only`).
+
+    A number that is not finite becomes null, a path its text.
+    """
+    if not _json_only.get():
+        return
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str), flush=True)
 
@@ -67,12 +87,16 @@ def table(
 ) -> None:
     """Print a table on stdout (on stderr with `words`): names to the left, numbers to the right, nothing cut off.
 
+    Where stdout is for JSON alone (`json_only`), a table meant for it is left out.
+
     Args:
         title: a line above it; an empty one is left out.
         columns: headings; all empty ones are left out (a list of names and values).
         rows: cells; None is shown as a dash, a float with `digits` decimals.
         footer: further rows below a rule, for means and totals.
     """
+    if _json_only.get() and not words:
+        return
     console = _words() if words else _data()
     body, foot = [list(row) for row in rows], [list(row) for row in footer]
     numeric = [

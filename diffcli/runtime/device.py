@@ -1,5 +1,6 @@
 """Which device to run on, and in which precision: what `auto` means, said once."""
 
+import os
 from typing import Literal
 
 import torch
@@ -55,6 +56,28 @@ def resolve_precision(name: str, device: torch.device) -> Precision:
             return name
         case _:
             raise ConfigError(f"precision {name!r} is not known", hint="choose auto, float32, bf16 or fp16")
+
+
+def resolve_backbone_precision(name: str, *, precision: Precision, device: torch.device) -> Precision:
+    """The precision of the frozen half, where the trained half runs in `precision`.
+
+    auto: the same, but fp16 instead of bf16 on a GPU; its mantissa is three bits longer. The caller checks that nothing
+    overflows in it (`DiffusionFeatureExtractor.is_finite`).
+
+    Raises:
+        ConfigError: no such precision, or the device lacks it.
+    """
+    if name == "auto":
+        return "fp16" if precision == "bf16" and device.type == "cuda" else precision
+    return resolve_precision(name, device)
+
+
+def resolve_data_workers(count: int | Literal["auto"]) -> int:
+    """Processes that load images; auto: one for each CPU core that this process may use, at most 4."""
+    if count != "auto":
+        return count
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
 
 
 def _has_bf16(device: torch.device) -> bool:

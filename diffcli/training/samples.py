@@ -12,6 +12,7 @@ from diffcli.data.skipped import Skipped
 from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.errors import DataError, DiffError
 from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 from diffcli.training.trainer import Trainer
 
 
@@ -65,9 +66,13 @@ def check_samples(config: RunConfig, source: Domain, targets: Sequence[Domain]) 
 
 
 def _headers(config: RunConfig, domain: Domain) -> dict[int, DataError]:
+    if all(sample.image is None for sample in domain.samples):
+        return {}
     with console.progress(f"check the files of {domain.name}", len(domain)) as bar:
         return check_headers(
-            domain, workers=max(config.runtime.data_workers, 1), progress=lambda _done, _total: bar.update()
+            domain,
+            workers=resolve_data_workers(config.runtime.data_workers),
+            progress=lambda _done, _total: bar.update(),
         )
 
 
@@ -91,7 +96,7 @@ def _count_classes(config: RunConfig, source: Domain, skipped: Skipped) -> Class
     with console.progress("count classes", len(source)) as bar:
         statistics = class_statistics(
             source,
-            workers=config.runtime.data_workers,
+            workers=resolve_data_workers(config.runtime.data_workers),
             progress=lambda _done, _total: bar.update(),
             faults=faults,
         )
@@ -134,7 +139,7 @@ def batches(trainer: Trainer) -> Iterator[Batch]:
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
         batch_size=train.batch_size,
-        workers=trainer.config.runtime.data_workers,
+        workers=resolve_data_workers(trainer.config.runtime.data_workers),
         pin=trainer.model.device.type == "cuda",
         skip=trainer.config.data.on_error == "skip",
     ):

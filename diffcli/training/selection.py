@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from diffcli.config.settings import DomainConfig, RunConfig
+from diffcli.config.domain import MINIWORLD, DomainConfig, FolderDomain, MiniworldDomain
+from diffcli.config.settings import RunConfig
 from diffcli.data.dataset import Domain, find_splits
+from diffcli.data.domains import MINIWORLD_SOURCE
 from diffcli.data.overlap import shared_samples
 from diffcli.errors import ConfigError, DiffError
 
@@ -64,7 +66,7 @@ def with_held_out(config: RunConfig) -> RunConfig:
                 hint="set val_fraction: 0.1 in data.train, or add its val split to data.eval",
             )
         return config
-    name = f"{source.name or _set_name(source)} (held out)"
+    name = f"{_name(source)} (held out)"
     held_out = source.model_copy(update={"name": name, "split": "val", "resize": None, "limit": None})
     data = config.data.model_copy(update={"eval": (*config.data.eval, held_out)})
     return config.model_copy(update={"data": data})
@@ -89,31 +91,29 @@ def select(config: RunConfig, source: Domain, targets: Sequence[Domain]) -> Sele
 
 def is_part(entry: DomainConfig, source: DomainConfig) -> bool:
     """Whether an evaluation entry is (a part of) the source: the same folder, or one domain within the other."""
-    if entry.domain == source.domain == "folder":
-        return _place(entry) == _place(source)
-    one, other = (f"{_set_name(config)}/" for config in (entry, source))
+    if isinstance(entry, FolderDomain) and isinstance(source, FolderDomain):
+        return (_root(entry), entry.images) == (_root(source), source.images)
+    if isinstance(source, MiniworldDomain):
+        return entry.domain == (MINIWORLD_SOURCE if source.domain == MINIWORLD else source.domain)
+    one, other = f"{entry.domain}/", f"{source.domain}/"
     return (one.startswith(other) or other.startswith(one)) and _root(entry) == _root(source)
 
 
-def _set_name(config: DomainConfig) -> str:
-    """The domain's name; miniworld is its clean part to train on, as `open_domain` takes it."""
-    if config.domain == "folder" and config.root is not None:
-        return Path(config.root).resolve().name
-    return config.domain
+def _name(config: DomainConfig) -> str:
+    """The name that the domain has in reports."""
+    if config.name is None and isinstance(config, FolderDomain) and config.root is not None:
+        return config.root.resolve().name
+    return config.name or config.domain
 
 
 def _root(config: DomainConfig) -> Path | None:
-    return None if config.root is None else Path(config.root).expanduser().resolve()
-
-
-def _place(config: DomainConfig) -> tuple[Path | None, str | None]:
-    return _root(config), config.images
+    return None if config.root is None else config.root.expanduser().resolve()
 
 
 def _has_held_out(config: RunConfig) -> bool:
     """Whether the source has a val split on disk, or val_fraction makes one."""
     source = config.data.train
-    if source.domain.partition("/")[0] == "miniworld":
+    if isinstance(source, MiniworldDomain):
         return False
     try:
         there = find_splits(source.model_copy(update={"split": None}), classes=config.model.classes)

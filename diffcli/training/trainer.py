@@ -21,7 +21,7 @@ from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
-from diffcli.runtime.device import resolve_precision
+from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import parameter_groups
 from diffcli.training.selection import Selection
@@ -106,13 +106,18 @@ def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel
         BackboneError: the diffusion model cannot be found or does not fit.
     """
     precision = resolve_precision(config.runtime.precision, accelerator.device)
+    backbone_precision = resolve_backbone_precision(
+        config.runtime.backbone_precision, precision=precision, device=accelerator.device
+    )
     console.say(
-        f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in {precision}"
+        f"loading the diffusion model {config.model.backbone.source} on {accelerator.device} in "
+        f"{backbone_precision}"
     )
     model = build_model(
         config.model,
         device=accelerator.device,
         precision=precision,
+        backbone_precision=backbone_precision,
         seed=config.train.seed,
         max_unet_batch=config.runtime.max_unet_batch,
     )

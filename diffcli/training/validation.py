@@ -12,6 +12,7 @@ from diffcli.evaluation.scoring import DomainScores, evaluate_domain
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import BEST
 from diffcli.runtime import console
+from diffcli.runtime.device import resolve_data_workers
 from diffcli.training.trainer import Trainer
 
 
@@ -27,7 +28,11 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluate_domain(
-                    model, domain, config.eval, workers=config.runtime.data_workers, progress=bar.update
+                    model,
+                    domain,
+                    config.eval,
+                    workers=resolve_data_workers(config.runtime.data_workers),
+                    progress=bar.update,
                 )
             except DataError as error:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")

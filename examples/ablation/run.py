@@ -121,9 +121,11 @@ def run_cell(job: Cell) -> None:
     else:
         from diffcli.commands import train
 
-        with contextlib.redirect_stdout(StringIO()):
+        with contextlib.redirect_stdout(StringIO()), console.json_only():
             train.run(
-                job.config, config_name=job.folder.name, resume=resume, runs=job.folder.parent, json=True
+                train.Request(
+                    config=job.config, config_name=job.folder.name, resume=resume, runs=job.folder.parent
+                )
             )
 
 
@@ -135,8 +137,8 @@ def _evaluate(job: Cell) -> None:
     changes = [f"eval.{key}={json.dumps(value)}" for key, value in how.model_dump(mode="json").items()]
     changes += [f"runtime.device={runtime.device}", f"runtime.precision={runtime.precision}"]
     write_text(job.folder / CONFIG, dump_config(job.config))
-    with contextlib.redirect_stdout(StringIO()):
-        evaluate.run([job.trained], overrides=changes, output=job.folder, json=True)
+    with contextlib.redirect_stdout(StringIO()), console.json_only():
+        evaluate.run(evaluate.Request(runs=[job.trained], overrides=changes, output=job.folder))
 
 
 def _train_scratch(job: Cell) -> None:

@@ -26,7 +26,7 @@ from diffcli.evaluation import scoring as evaluation
 from diffcli.files import write_atomically, write_text
 from diffcli.runs.folder import CONFIG, METRICS, PICTURE, REPORT, RESUME
 from diffcli.runtime import console
-from diffcli.runtime.device import resolve_device
+from diffcli.runtime.device import resolve_data_workers, resolve_device
 from diffcli.training.optimizer import set_learning_rate
 
 WEIGHTS = "network.safetensors"
@@ -207,7 +207,9 @@ class Training:
             source,
             augmentation=config.augmentation,
             rare_classes=train.rare_class_sampling,
-            statistics=class_statistics(source, workers=config.runtime.data_workers) if counted else None,
+            statistics=class_statistics(source, workers=resolve_data_workers(config.runtime.data_workers))
+            if counted
+            else None,
             seed=train.seed,
         )
 
@@ -216,7 +218,10 @@ class Training:
         size = self.config.train.batch_size
         draws = range(self.iteration * size, 2**40)
         return training_batches(
-            self.samples, draws=draws, batch_size=size, workers=self.config.runtime.data_workers
+            self.samples,
+            draws=draws,
+            batch_size=size,
+            workers=resolve_data_workers(self.config.runtime.data_workers),
         )
 
     def finish(self) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.backbone.loading import load_backbone
 from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
-from diffcli.config.settings import BackboneConfig, CustomSchedule, DomainConfig, InversionConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import BackboneConfig, CustomSchedule, InversionConfig
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.metrics import ConfusionMatrix
@@ -67,9 +68,7 @@ def main() -> None:
         BackboneConfig(source=options.backbone), prompts=[""], device=torch.device("cpu"), dtype=torch.float32
     )
     domains = [
-        open_domain(
-            DomainConfig(domain=options.source, count=count), purpose=purpose, classes=CITYSCAPES_CLASSES
-        )
+        open_domain(domain_config(options.source, count=count), purpose=purpose, classes=CITYSCAPES_CLASSES)
         for purpose, count in (("train", options.train), ("eval", options.val))
     ]
     rows: list[list[object]] = []

@@ -45,7 +45,7 @@ def test_a_file_has_the_mask_that_predict_writes(
     turned = Image.Exif()
     turned[0x0112] = 6  # shown turned by 90 degrees
     upright.save(path, exif=turned)
-    predict.run([str(path)], run=tiny_run, output=tmp_path / "masks", device="cpu")
+    predict.run(predict.Request(images=[str(path)], run=tiny_run, output=tmp_path / "masks", device="cpu"))
     written = np.asarray(Image.open(tmp_path / "masks" / "street.png"))
     for given in (path, str(path)):
         mask = model.predict(given)

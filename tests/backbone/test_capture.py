@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffcli.backbone.capture import Captures, cuda_graphs
 from diffcli.backbone.unet import FrozenUNet, feature_layers
+from tests.fixtures.replays import Replays
 
 TINY = {
     "block_out_channels": (16, 32),
@@ -24,31 +25,6 @@ TINY = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 PROMPTS = ("", "a street", "a wall")
-
-
-class Replays:
-    """Records by calling again, counts both, and spoils the outputs of the other recordings at every replay."""
-
-    def __init__(self, *, room_for: int | None = None) -> None:
-        self.recorded = self.replayed = 0
-        self.room_for = room_for
-        self.outputs: list[list[Tensor]] = []
-
-    def __call__(self, work: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        if self.recorded == self.room_for:
-            raise RuntimeError("CUDA out of memory")
-        self.recorded += 1
-        own = [output.clone() for output in work()]
-        self.outputs.append(own)
-
-        def replay() -> None:
-            self.replayed += 1
-            for output in (output for outputs in self.outputs for output in outputs):
-                output.fill_(float("nan"))
-            for output, value in zip(own, work(), strict=True):
-                output.copy_(value)
-
-        return own, replay
 
 
 @pytest.fixture

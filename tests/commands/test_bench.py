@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from diffcli.bench.cases import Case, measure_here
+from diffcli.bench.plan import default_config, list_cases
 from diffcli.cli.main import app
 from diffcli.commands import bench
 from diffcli.config.file import override
@@ -106,22 +107,18 @@ def test_what_does_not_exist_is_said(option: str, value: str) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
-    plan = bench.parse_plan(
-        work="both", schedules="one", precisions="auto", batch_sizes="1", size="64x64", repeats=1
-    )
-    settings = override(bench.default_config("tiny"), [f"runtime.compile={str(compiled).lower()}"])
-    cases = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+    plan = bench.parse_plan(bench.Request(schedules="one", size="64x64", repeats=1))
+    settings = override(default_config("tiny"), [f"runtime.compile={str(compiled).lower()}"])
+    cases = list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
     codes = ["baseline", "diffcli", *(["compiled"] if compiled else [])]
     assert [case.code for case in cases] == codes * 2
 
 
 def test_own_is_the_schedule_of_the_settings() -> None:
     def cases(schedules: str, *changes: str) -> list[tuple[str, Any]]:
-        plan = bench.parse_plan(
-            work="inference", schedules=schedules, precisions="auto", batch_sizes="1", size=None, repeats=1
-        )
-        settings = override(bench.default_config("tiny"), changes)
-        found = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+        plan = bench.parse_plan(bench.Request(work="inference", schedules=schedules))
+        settings = override(default_config("tiny"), changes)
+        found = list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
         return [(one.schedule, one.model["inversion"]["schedule"]) for one in found if one.code == "diffcli"]
 
     assert cases("own,paper", "model.inversion.schedule=clean") == [("clean", "clean"), ("paper", "paper")]

@@ -19,6 +19,7 @@ from diffcli.errors import ConfigError
 from diffcli.runs import opening
 from diffcli.runs.checkpoint import load_model, save_checkpoint
 from diffcli.runs.folder import LAST
+from diffcli.runtime import console
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,12 @@ def test_runs_stand_side_by_side_under_the_same_noise(
     tiny_run: Path, twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = "miniworld/fog,miniworld/snow"
-    compare.run([tiny_run, twin], domains=names, output=tmp_path / "c.png", index=3, device="cpu", json=True)
+    with console.json_only():
+        compare.run(
+            compare.Request(
+                runs=[tiny_run, twin], domains=names, output=tmp_path / "c.png", index=3, device="cpu"
+            )
+        )
     told = json.loads(capsys.readouterr().out)
     assert [(one["name"], one["index"]) for one in told["domains"]] == [
         ("miniworld/fog", 3),
@@ -72,7 +78,7 @@ def test_one_model_at_a_time(
         return model
 
     monkeypatch.setattr(opening.OpenRun, "load_model", watched)
-    compare.run([tiny_run, twin], output=tmp_path / "c.png", device="cpu")
+    compare.run(compare.Request(runs=[tiny_run, twin], output=tmp_path / "c.png", device="cpu"))
     assert len(loaded) == 2
 
 
@@ -82,16 +88,16 @@ def test_other_classes_are_refused(tiny_run: Path, tmp_path: Path) -> None:
     other = config.model_copy(update={"classes": ("road", "car"), "inversion": inversion})
     save_checkpoint(tmp_path / "other" / LAST, build_model(other))
     with pytest.raises(ConfigError, match="other classes than"):
-        compare.run([tiny_run, tmp_path / "other"], output=tmp_path / "c.png")
+        compare.run(compare.Request(runs=[tiny_run, tmp_path / "other"], output=tmp_path / "c.png"))
     assert not (tmp_path / "c.png").exists()
 
 
 def test_what_cannot_be_compared(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no image 2") as caught:
-        compare.run([tiny_run], index=2, output=tmp_path / "c.png")
+        compare.run(compare.Request(runs=[tiny_run], index=2, output=tmp_path / "c.png"))
     assert caught.value.hint == "--index 0 to 1"
     with pytest.raises(ConfigError, match="named twice"):
-        compare.run([tiny_run, tiny_run], output=tmp_path / "c.png")
+        compare.run(compare.Request(runs=[tiny_run, tiny_run], output=tmp_path / "c.png"))
 
 
 def test_any_number_of_runs_of_any_name(tiny_run: Path) -> None:

@@ -52,7 +52,7 @@ def scored_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def publish(run: Path, repo: str = "me/streets", **options: Any) -> None:
-    push.run(run, repo=repo, export=export.write_folder, **options)
+    push.run(push.Request(run=run, repo=repo, **options))
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -104,7 +104,7 @@ def test_the_card(scored_run: Path, hub: Path, tiny_config: RunConfig) -> None:
 
 
 def test_a_card_without_scores_or_data(tiny_run: Path, hub: Path, tmp_path: Path) -> None:
-    export.run(tiny_run, output=tmp_path / "exported", with_backbone=True)
+    export.run(export.Request(run=tiny_run, output=tmp_path / "exported", with_backbone=True))
     publish(tmp_path / "exported", with_backbone=True)
     front, text = card(hub / "me" / "streets")
     assert front["license"] == "other"
@@ -262,7 +262,7 @@ def test_a_download_takes_what_is_read_and_names_the_commit(
 ) -> None:
     online()
     snapshot = tmp_path / "models--me--streets" / "snapshots" / "0123456789abcdef"
-    export.run(tiny_run, output=snapshot)
+    export.run(export.Request(run=tiny_run, output=snapshot))
     asked: dict[str, Any] = {}
 
     def download(name: str, **options: Any) -> str:

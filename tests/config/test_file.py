@@ -8,8 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffcli.config.domain import domain_config
 from diffcli.config.file import commented_yaml, dump_config, load_config, override
-from diffcli.config.settings import CustomSchedule, MixingFusion, RunConfig, Size
+from diffcli.config.settings import CustomSchedule, DataConfig, MixingFusion, RunConfig
+from diffcli.config.size import Size
 from diffcli.errors import ConfigError
 
 
@@ -135,6 +137,30 @@ def test_extending_nothing_is_refused(file: Path) -> None:
             "run.yaml:3: model.decoder.fusion: must be direct or vanilla or mixing, not 'mixin'\n"
             "  -> did you mean mixing?",
         ),
+        (
+            "data:\n  train: gta5\n  eval:\n    - {domain: cityscapes, seed: 3}\n",
+            "run.yaml:4: data.eval.0.seed does not apply to cityscapes\n  -> it is a setting of domain: miniworld",
+        ),
+        (
+            "data:\n  train:\n    domain: acdc/fog\n    label_ids: {0: 1}\n",
+            "run.yaml:4: data.train.label_ids does not apply to acdc/fog\n  -> it is a setting of domain: folder",
+        ),
+        (
+            "data:\n  train:\n    domain: miniworld/fog\n    root: here\n",
+            "run.yaml:4: data.train.root does not apply to miniworld/fog\n"
+            "  -> it is a setting of a known domain and domain: folder",
+        ),
+        (
+            "data:\n  train:\n    domain: folder\n    counts: 3\n",
+            "run.yaml:4: there is no setting data.train.counts\n  -> did you mean data.train.count?",
+        ),
+        (
+            "data: {train: {domain: folder, label_ids: {70000: 1}}}\n",
+            "run.yaml:1: data.train.label_ids.70000: input should be less than 65536",
+        ),
+        ("data: {train: {domain: 3}}\n", "run.yaml:1: data.train.domain: must be text, not 3"),
+        ("data: {train: 3}\n", "run.yaml:1: data.train: takes settings of its own, not 3"),
+        ("data:\n  train:\n    limit: 3\n", "run.yaml:2: data.train.domain is missing"),
         ("name: 3\n", 'run.yaml:1: name: must be text, not 3\n  -> put it in quotes: "..."'),
         ("train: {betas: [0.9]}\n", "run.yaml:1: train.betas: needs more values than [0.9]"),
         ("data:\n  eval:\n    - acdc\n    - {limit: 3}\n", "run.yaml:4: data.eval.1.domain is missing"),
@@ -218,6 +244,20 @@ def test_overrides_reach_any_key(file: Path) -> None:
     assert config.train.rare_class_sampling is not None
     assert config.train.rare_class_sampling.min_pixels == 7
     assert config.train.clip_norm is None
+
+
+@pytest.mark.parametrize("before", ["miniworld/fog", "folder", "cityscapes"])
+@pytest.mark.parametrize("now", ["miniworld", "folder", "bdd100k"])
+def test_a_written_file_takes_another_domain(file: Path, before: str, now: str) -> None:
+    """A full file names every field, as null where it was not set: none of these is in the way."""
+    file.write_text(dump_config(RunConfig(data=DataConfig(train=domain_config(before)))))
+    assert load_config(file, overrides=[f"data.train={now}"]).data.train == domain_config(now)
+
+
+def test_null_is_the_default_of_every_domain(file: Path) -> None:
+    text = "data: {train: {domain: miniworld, root: null, label_ids: null, count: null}}"
+    assert load(file, text).data.train == domain_config("miniworld")
+    assert "there is no setting data.train.rot" in fault(file, "data: {train: {domain: gta5, rot: null}}")
 
 
 def test_the_last_override_wins_and_none_turns_off(file: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config.settings import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import (
     SegmentationModel,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics
 from diffcli.errors import DataError
@@ -20,7 +20,7 @@ OwnFolder = Callable[[dict[str, object]], Path]
 
 
 def opened(root: Path, purpose: str = "eval", **settings: object):  # type: ignore[no-untyped-def]
-    config = DomainConfig.model_validate({"domain": "folder", "root": root, **settings})
+    config = domain_config(**{"domain": "folder", "root": root, **settings})
     return open_domain(config, purpose=purpose)  # type: ignore[arg-type]
 
 
@@ -165,6 +165,6 @@ def test_listing_100_000_files_stays_under_two_seconds(tmp_path: Path) -> None:
         for city in range(1, 10):
             (folder / f"c{city}").symlink_to(folder / "c0")
     start = time.process_time()
-    domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("cityscapes", root=tmp_path), purpose="train")
     assert len(domain) == 50_000
     assert time.process_time() - start < 2

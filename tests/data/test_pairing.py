@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import find_splits, open_domain
 from diffcli.data.domain import Domain
 from diffcli.data.patterns import pattern
@@ -16,7 +16,7 @@ SavePair = Callable[..., None]
 
 
 def opened(root: Path, purpose: str = "eval", **settings: object) -> Domain:
-    config = DomainConfig.model_validate({"domain": "folder", "root": root, **settings})
+    config = domain_config("folder", root=root, **settings)
     return open_domain(config, purpose=purpose)  # type: ignore[arg-type]
 
 
@@ -91,7 +91,7 @@ def test_the_split_in_a_files_name(tmp_path: Path, save_pair: SavePair) -> None:
     for split in ("train", "valid"):
         save_pair(tmp_path / f"img/{split}_7.png", tmp_path / f"ann/{split}_7.png", [[3]])
     settings = {"images": "img/{split}_{id}.png", "labels": "ann/{split}_{id}.png"}
-    assert find_splits(DomainConfig.model_validate({"domain": "folder", "root": tmp_path, **settings})) == [
+    assert find_splits(domain_config("folder", root=tmp_path, **settings)) == [
         "train",
         "val",
     ]
@@ -155,7 +155,7 @@ def test_lists_of_samples(voc: Path, text: bytes) -> None:
 def test_splits_are_those_that_have_a_list(voc: Path) -> None:
     for split in ("train", "val"):
         (voc / f"ImageSets/Segmentation/{split}.txt").write_text("2007_01\n")
-    config = DomainConfig.model_validate({"domain": "folder", "root": voc, **VOC})
+    config = domain_config("folder", root=voc, **VOC)
     assert find_splits(config) == ["train", "val"]
     with pytest.raises(DataError, match="no test images here, but there is train, val"):
         opened(voc, split="test", **VOC)
@@ -204,5 +204,5 @@ def test_archives_are_named(tmp_path: Path) -> None:
 def test_the_detection_images_of_bdd100k(tmp_path: Path, save_image: Callable[..., Path]) -> None:
     save_image(tmp_path / "images/100k/train/a.jpg", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(DataError, match="images/100k is not the labelled set") as caught:
-        open_domain(DomainConfig(domain="bdd100k", root=tmp_path), purpose="train")
+        open_domain(domain_config("bdd100k", root=tmp_path), purpose="train")
     assert "10k" in str(caught.value.hint)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import find_splits, open_domain
 from diffcli.data.domain import Domain
 from diffcli.data.patterns import split_name
@@ -15,7 +15,7 @@ SavePair = Callable[..., None]
 
 
 def opened(root: Path, purpose: str = "eval", **settings: object) -> Domain:
-    config = DomainConfig.model_validate({"domain": "folder", "root": root, **settings})
+    config = domain_config("folder", root=root, **settings)
     return open_domain(config, purpose=purpose)  # type: ignore[arg-type]
 
 
@@ -110,7 +110,7 @@ def test_any_folder_of_the_user_can_be_a_split(make: Callable[..., Path]) -> Non
 
 def test_mapillary_with_validation_alone(tmp_path: Path, save_pair: SavePair) -> None:
     save_pair(tmp_path / "validation/images/a.jpg", tmp_path / "validation/labels/a.png", [[13]])
-    config = DomainConfig(domain="mapillary", root=tmp_path)
+    config = domain_config("mapillary", root=tmp_path)
     assert find_splits(config) == ["val"]
     with pytest.raises(DataError, match="no train images here, but there is validation"):
         open_domain(config, purpose="train")
@@ -133,7 +133,7 @@ def test_a_held_out_part(own_folder: Callable[..., Path]) -> None:
     assert ids(opened(root, val_fraction=0.1, split="val")) == ids(val)
     assert ids(opened(root, val_fraction=0.1)) == ids(val)  # the same at every time
     assert ids(opened(root, val_fraction=0.1, val_seed=1)) != ids(val)
-    assert find_splits(DomainConfig(domain="folder", root=root, val_fraction=0.1)) == ["train", "val"]
+    assert find_splits(domain_config("folder", root=root, val_fraction=0.1)) == ["train", "val"]
 
 
 def test_a_held_out_part_of_a_train_split(make: Callable[..., Path]) -> None:
@@ -155,7 +155,7 @@ def test_a_held_out_part_of_one_image(own_folder: Callable[..., Path]) -> None:
 def test_a_held_out_part_of_a_known_domain(tmp_path: Path, save_pair: SavePair) -> None:
     for name in "abcd":
         save_pair(tmp_path / f"images/{name}.png", tmp_path / f"labels/{name}.png", [[7]])
-    config = DomainConfig(domain="gta5", root=tmp_path, val_fraction=0.25)
+    config = domain_config("gta5", root=tmp_path, val_fraction=0.25)
     assert [len(open_domain(config, purpose=p)) for p in ("train", "eval")] == [3, 1]  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.commands import evaluate, submit
-from diffcli.config.settings import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.dataset import open_domain
 
@@ -51,7 +51,7 @@ def cityscapes(tmp_path: Path) -> Path:
 
 def test_scores_equal_the_official_ones(official: ModuleType, cityscapes: Path) -> None:
     """Predictions right in half of the pixels, of every class; every IoU and the mean to 4 decimals."""
-    domain = open_domain(DomainConfig(domain="cityscapes", root=cityscapes), purpose="eval")
+    domain = open_domain(domain_config("cityscapes", root=cityscapes), purpose="eval")
     matrix, random = ConfusionMatrix(19), np.random.default_rng(1)
     id_of = np.array([CITYSCAPES_ID_OF_TRAIN_ID[i] for i in range(19)], np.uint8)
     pairs = []
@@ -79,8 +79,14 @@ def test_a_submission_of_labelled_images_scores_as_diff_eval_says(
 ) -> None:
     """Network, resizing, encoding and zip: the official scores of the files that would be handed in."""
     zipped, told = cityscapes / "val.zip", cityscapes / "report"
-    submit.run(domain="cityscapes", run=tiny_run, output=zipped, root=cityscapes, split="val", device="cpu")
-    evaluate.run([tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+    submit.run(
+        submit.Request(
+            domain="cityscapes", run=tiny_run, output=zipped, root=cityscapes, split="val", device="cpu"
+        )
+    )
+    evaluate.run(
+        evaluate.Request(runs=[tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+    )
     with zipfile.ZipFile(zipped) as archive:
         archive.extractall(cityscapes / "results")
     labels = sorted(map(str, cityscapes.glob("gtFine/val/*/*_labelIds.png")))

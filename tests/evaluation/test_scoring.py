@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from diffcli.config.settings import DomainConfig, EvalConfig, ModelConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.core.model import SegmentationModel, to_model_range
 from diffcli.data.dataset import Domain, open_domain
@@ -57,7 +58,7 @@ def make_domain(tmp_path: Path) -> MakeDomain:
                     image = Image.fromarray(pixels)
                     image = image.resize((width, height)) if folder == "images" else image
                     image.save(tmp_path / folder / f"{i}.png")
-        return open_domain(DomainConfig(domain="folder", name="made", root=tmp_path), purpose="eval")
+        return open_domain(domain_config("folder", name="made", root=tmp_path), purpose="eval")
 
     return make
 
@@ -122,9 +123,7 @@ def test_a_domain_may_have_its_own_size(
     monkeypatch.setattr(SegmentationModel, "logits", spied)
     root = make_domain((96, 48), (48, 96)).samples[0].image
     assert root is not None
-    entry = DomainConfig.model_validate(
-        {"domain": "folder", "root": root.parent.parent, "eval_size": "64x32"}
-    )
+    entry = domain_config(domain="folder", root=root.parent.parent, eval_size="64x32")
     domain = open_domain(entry, purpose="eval")
     scores = evaluate_domain(model, domain, SETTINGS)
     evaluate_sample(model, domain, 0, SETTINGS)

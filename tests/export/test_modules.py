@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.config.settings import SCHEDULES, InversionConfig, ModelConfig, Size
+from diffcli.config.settings import SCHEDULES, InversionConfig, ModelConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel, join
 from diffcli.export.modules import exportable_parts

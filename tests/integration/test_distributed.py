@@ -24,6 +24,7 @@ from diffcli.core.model import build_model
 from diffcli.errors import DataError
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
+from diffcli.runtime import console
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
 from diffcli.training.samples import open_domains, training_set
 
@@ -144,7 +145,8 @@ def test_training_equals_one_process_with_the_doubled_batch(
     running = launch("train", "tiny.yaml")
     AcceleratorState._reset_state(reset_partial_state=True)
     alone = training(pictures, batch_size=2)
-    train.run(alone, config_name="tiny", resume=False, runs=tmp_path / "alone", json=True)
+    with console.json_only():
+        train.run(train.Request(config=alone, config_name="tiny", resume=False, runs=tmp_path / "alone"))
     code, _, words = end(running)
     assert code == 0, words[-3000:]
     assert words.count("train 3/3") == 1
@@ -179,11 +181,13 @@ def test_eval_gives_the_numbers_of_one_process(
     running = launch("eval", *shared, "-o", "both", "--set", "eval.batch_size=2")
     with pytest.raises(DataError, match="1 of 8 images are not in its scores") as error:
         evaluate.run(
-            [tiny_run],
-            domains="folder",
-            root=pictures,
-            output=tmp_path / "alone",
-            overrides=["eval.batch_size=2"],
+            evaluate.Request(
+                runs=[tiny_run],
+                domains="folder",
+                root=pictures,
+                output=tmp_path / "alone",
+                overrides=["eval.batch_size=2"],
+            )
         )
     code, out, words = end(running)
     assert code == 1

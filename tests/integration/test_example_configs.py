@@ -6,7 +6,8 @@ import pytest
 
 from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS
 from diffcli.config.file import load_config
-from diffcli.config.settings import DEFAULT_BACKBONE, AugmentationConfig, RareClassConfig, RunConfig, Size
+from diffcli.config.settings import DEFAULT_BACKBONE, AugmentationConfig, RareClassConfig, RunConfig
+from diffcli.config.size import Size
 from diffcli.data.dataset import known_domains
 
 FOLDER = Path(__file__).parents[2] / "examples"

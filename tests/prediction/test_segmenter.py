@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.config.settings import EvalConfig, ModelConfig, Size
+from diffcli.config.settings import EvalConfig, ModelConfig
+from diffcli.config.size import Size
 from diffcli.core.model import SegmentationModel, build_model, segment, to_model_range
 from diffcli.core.tiling import field_noise
 from diffcli.errors import DiffError

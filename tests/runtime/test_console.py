@@ -39,7 +39,11 @@ def test_words_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json_is_json_even_where_numbers_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    console.print_json({"a": float("nan"), "b": (1, float("inf")), 3: Path("x"), "ü": {"c": 1.5}})
+    console.print_record("only where stdout is for JSON")
+    with console.json_only():
+        console.print_text("left out")
+        console.table("left out", ["a"], [["b"]])
+        console.print_record({"a": float("nan"), "b": (1, float("inf")), 3: Path("x"), "ü": {"c": 1.5}})
     out = capsys.readouterr().out
     assert json.loads(out) == {"a": None, "b": [1, None], "3": "x", "ü": {"c": 1.5}}
     assert "ü" in out
@@ -74,7 +78,7 @@ def test_a_failure_inside_progress_passes_through(capsys: pytest.CaptureFixture[
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_in_a_terminal_bars_nest_and_words_go_above(repository: Path) -> None:
     code = (
-        "from diffcli import console\n"
+        "from diffcli.runtime import console\n"
         "with console.progress('train', 2) as bar:\n"
         "    bar.update(loss=0.5)\n"
         "    with console.progress('validate', 1) as inner: inner.update()\n"

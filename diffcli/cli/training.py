@@ -1,0 +1,62 @@
+"""`diff init`, `check` and `train`: from settings to a finished run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffcli.cli.options import Config, Json, Overrides, examples, execute, group, read_settings
+
+app = group()
+
+
+@app.command(epilog=examples("diff init my.yaml", "diff init - | less"))
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; - for stdout.")] = Path(
+        "diffcli.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a YAML of every setting with its default and meaning."""
+    from diffcli.commands import init as command
+
+    execute(command.run, command.Request(file=file, force=force))
+
+
+@app.command(
+    epilog=examples("diff check my.yaml", "diff check my.yaml --set data.train=miniworld/clean --json")
+)
+def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+    """Validate settings, count the data and say what a run would cost."""
+    from diffcli.commands import check as command
+
+    settings = read_settings(config, overrides)
+    execute(command.run, command.Request(config=settings, config_name=config.stem), json=json)
+
+
+@app.command(
+    epilog=examples(
+        "diff train examples/quickstart.yaml",
+        "diff train my.yaml --set train.iterations=1000 --name first",
+        "diff train my.yaml --resume",
+    )
+)
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the newest unfinished run of that name.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run folder under runs/.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Train on one domain, then score domains never seen in training."""
+    settings = read_settings(config, overrides)  # before the seconds that the command's libraries take
+    from diffcli.commands import train as command
+
+    if name is not None:
+        settings = settings.model_copy(update={"name": name})
+    request = command.Request(config=settings, config_name=config.stem, resume=resume)
+    execute(command.run, request, json=json)
