@@ -1,40 +1,19 @@
-"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network.
-
-A cost is counted in U-Net evaluations of one image (method section 5). Where the conditional branch runs, it depends on
-how many prompted classes an image holds, so that it is a span from none to all of them.
-"""
+"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from diffcli.backbone.locate import describe_source
 from diffcli.config.domain import DomainConfig, MiniworldDomain
-from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
-from diffcli.config.size import Size
+from diffcli.config.settings import RunConfig, TrainConfig
+from diffcli.core.costs import count_costs, validations
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.glance import empty_classes, glance
 from diffcli.data.skipped import tolerated
 from diffcli.errors import DiffError
 from diffcli.runtime import console
 from diffcli.training.selection import select, with_held_out
-
-
-class Cost(NamedTuple):
-    """U-Net evaluations, at least and at most."""
-
-    least: int
-    most: int
-
-    def times(self, count: int) -> "Cost":
-        return Cost(self.least * count, self.most * count)
-
-    def plus(self, other: "Cost") -> "Cost":
-        return Cost(self.least + other.least, self.most + other.most)
-
-    def __str__(self) -> str:
-        return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
 
 
 @dataclass(frozen=True)
@@ -98,22 +77,6 @@ def run(request: Request) -> None:
         console.warn(note)
     if faults:
         raise _joined(faults)
-
-
-def count_costs(config: RunConfig, *, images: int) -> dict[str, Cost]:
-    """U-Net evaluations by what they are spent on; `images` are those of all domains to evaluate on."""
-    train = config.train
-    sample = training_cost(train, _inversion(config))
-    training = sample.times(train.iterations * train.batch_size * train.gradient_accumulation)
-    image = evaluation_cost(config.eval, _inversion(config))
-    validation = image.times(images)
-    return {
-        "training_sample": sample,
-        "training": training,
-        "evaluated_image": image,
-        "validation": validation,
-        "total": training.plus(validation.times(validations(train))),
-    }
 
 
 def _row(one: Found) -> list[object]:
@@ -198,58 +161,6 @@ def _common_folder(images: Sequence[Path]) -> str:
         (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
     )
     return str(Path(*first[:same]))
-
-
-def training_cost(train: TrainConfig, inversion: InversionConfig | None) -> Cost:
-    """U-Net evaluations of one training sample: both branches with IPKL."""
-    plain = _unconditional(inversion)
-    return plain.plus(_conditional(inversion)) if train.loss.ipkl else plain
-
-
-def evaluation_cost(settings: EvalConfig, inversion: InversionConfig | None) -> Cost:
-    """U-Net evaluations of one image; a sliding window over images of unknown size counts one window."""
-    plain, conditional = _unconditional(inversion), _conditional(inversion)
-    cost = {"none": plain, "labels": conditional, "prediction": plain.plus(conditional)}[settings.reference]
-    views = sum(_windows(settings, scale) for scale in settings.scales)
-    return cost.times(views * (2 if settings.flip else 1))
-
-
-def validations(train: TrainConfig) -> int:
-    """How often all domains are evaluated: at every interval and at the end."""
-    interval = train.validate_interval
-    return 1 + ((train.iterations - 1) // interval if interval else 0)
-
-
-def _windows(settings: EvalConfig, scale: float) -> int:
-    if settings.mode == "whole" or settings.size is None:
-        return 1
-    size = Size(round(settings.size.width * scale), round(settings.size.height * scale))
-    return _starts(size.width, settings.window.width, settings.stride.width) * _starts(
-        size.height, settings.window.height, settings.stride.height
-    )
-
-
-def _starts(length: int, window: int, stride: int) -> int:
-    """Windows along one side, the last one flush with the end."""
-    return 1 if length <= window else 1 + -(-(length - window) // stride)
-
-
-def _inversion(config: RunConfig) -> InversionConfig | None:
-    """How the U-Net runs; None where only the VAE's latent is read."""
-    return None if config.model.decoder.features == "latent" else config.model.inversion
-
-
-def _unconditional(inversion: InversionConfig | None) -> Cost:
-    count = inversion.evaluations(0) if inversion else 0
-    return Cost(count, count)
-
-
-def _conditional(inversion: InversionConfig | None) -> Cost:
-    """From an image without any prompted class to one that holds them all."""
-    if inversion is None:
-        return Cost(0, 0)
-    own = set(inversion.class_prompts.values()) - {inversion.prompt, inversion.negative_prompt}
-    return Cost(inversion.evaluations(0), inversion.evaluations(len(own)))
 
 
 def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> list[list[object]]:

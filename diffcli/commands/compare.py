@@ -10,7 +10,7 @@ from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
 from diffcli.evaluation.domains import wanted_domains
 from diffcli.evaluation.scoring import Shown, evaluate_sample
-from diffcli.files import write_atomically
+from diffcli.files import check_output, write_atomically
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
@@ -42,9 +42,10 @@ def run(request: Request) -> None:
 
     Raises:
         ConfigError: the runs have different classes, or there is no such image.
-        DiffError: see `open_run`, `open_domain` and `evaluate_sample`.
+        DiffError: the output may not be replaced or written; see also `open_run`, `open_domain`, `evaluate_sample`.
     """
     runs, overrides = request.runs, request.overrides
+    check_output(request.output, suffixes=(".png",))
     seed = open_run(runs[0], overrides=overrides).config.model.inversion.seed
     opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
     _refuse_other_classes(opened)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diffcli.config.file import commented_yaml
 from diffcli.errors import DiffError
-from diffcli.files import write_text
+from diffcli.files import check_output, write_text
 from diffcli.runtime import console
 
 
@@ -24,16 +24,14 @@ def run(request: Request) -> None:
     """Write the commented defaults.
 
     Raises:
-        DiffError: the file exists (without `force`), or its folder cannot be written to.
+        DiffError: the file exists (without `force`), is not a YAML file that may be replaced, or cannot be
+            written.
     """
     file = request.file
     if str(file) == "-":
         sys.stdout.write(commented_yaml())
         return
-    if file.is_dir():
-        raise DiffError(
-            "this is a folder", where=str(file), hint=f"name a file in it: {file / 'diffcli.yaml'}"
-        )
+    check_output(file, suffixes=(".yaml", ".yml"))
     if file.exists() and not request.force:
         raise DiffError(
             "this file exists already", where=str(file), hint="choose another name, or add --force"

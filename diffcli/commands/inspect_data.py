@@ -21,7 +21,7 @@ from diffcli.data.mapping import OutsideMapping, counted, percent
 from diffcli.data.survey import Survey, survey
 from diffcli.drawing.contact_sheet import Panel, inspection_picture
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.files import write_atomically
+from diffcli.files import check_writable, write_atomically
 from diffcli.runtime import console
 
 PANELS = 12
@@ -59,6 +59,7 @@ def run(request: Request) -> None:
         entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
     opened = [one for entry in entries for one in _open_splits(entry, model)]
     _refuse_inside(output, [one for _, one in opened])
+    check_writable(output)
     records: list[dict[str, Any]] = []
     problems: list[str] = []
     for name, one in opened:

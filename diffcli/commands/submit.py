@@ -16,7 +16,7 @@ from diffcli.data.dataset import Domain, Sample, open_domain
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.scoring import segment_domain
-from diffcli.files import write_atomically
+from diffcli.files import check_output, write_atomically
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_data_workers
@@ -73,8 +73,7 @@ def run(request: Request) -> None:
     """
     domain, split, output = request.domain, request.split, request.output
     server = _server(domain)
-    if output.is_dir():
-        raise DataError("the output is a folder", where=str(output), hint=f"-o {output}/{domain}.zip")
+    check_output(output, suffixes=(".zip",))
     trained = open_run(request.run, overrides=request.overrides)
     pixels = _pixels(trained, server)
     opened = _open_unlabelled(trained, domain, request.root, split)

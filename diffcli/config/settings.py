@@ -334,8 +334,8 @@ class RuntimeConfig(Settings):
     """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
     backbone_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Precision of the frozen half. auto: as precision, but on a GPU fp16 instead of bf16 where a test image stays finite in it: Stable Diffusion is published in fp16, and its features are ten times closer to float32 than in bf16."""
-    compile: bool = False
-    """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the U-Net (torch.compile) at its first use, which takes a minute or more for each image size. auto: on a CUDA GPU, where the work is long enough to repay it (thousands of images or iterations)."""
     cuda_graphs: Literal["auto"] | bool = "auto"
     """Launch each step of the U-Net on a GPU as one CUDA graph: the same numbers, far less waiting between kernels. auto: on every CUDA GPU."""
     data_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"

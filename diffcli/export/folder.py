@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,9 @@ from diffcli.config.base import as_plain
 from diffcli.config.settings import EMBEDDED, BackboneConfig
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import DiffError
+from diffcli.export.programs import PARTS
+from diffcli.export.runner import NOISE
+from diffcli.files import replace_folder
 from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS
 from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
@@ -31,7 +31,7 @@ _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 def write_folder(trained: OpenRun, output: Path, *, with_backbone: bool) -> dict[str, Any]:
     """Write the folder for `--run` and `diffcli.load`, whole or not at all; what is told of it. Raises: see `run`."""
-    with whole_folder(output) as folder:
+    with replace_folder(output, is_ours=is_export_file) as folder:
         facts = _write_for_diffcli(trained, folder, with_backbone=with_backbone, name=output.resolve().name)
     backbone = trained.config.model.backbone
     local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
@@ -67,36 +67,11 @@ def refuse_foreign(output: Path) -> None:
     raise DiffError(what, where=str(output), hint="choose a folder that does not exist yet")
 
 
-@contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `output`; on success it takes its place, on any failure it disappears."""
-    output = output.resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".part-{output.name}-"))
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    new, old = staging / "new", staging / "old"
-    try:
-        new.mkdir()
-        yield new
-        if output.exists():
-            output.rename(old)
-        new.rename(output)
-    except OSError as error:
-        if old.exists() and not output.exists():
-            old.rename(output)
-        raise _unwritable(output, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _unwritable(output: Path, error: OSError) -> DiffError:
-    return DiffError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(error.filename or output),
-        hint="choose a folder that you may write to, on a disk with room",
-    )
+def is_export_file(name: str) -> bool:
+    """Whether an earlier export wrote the file of that name in its folder; all others stay when it is written again."""
+    networks = (f"{part}.{ending}" for part in PARTS for ending in ("onnx", "onnx.data", "pt2"))
+    ours = (EXPORT_WEIGHTS, EXPORT_CONFIG, EXPORT_FACTS, NOISE, "README.md", EXPORT_BACKBONE, *networks)
+    return name.split("/")[0] in ours
 
 
 # ------------------------------------------------------------------------------------------ the frozen model

@@ -16,7 +16,7 @@ from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DiffError
-from diffcli.export.folder import base_model, whole_folder, write_json
+from diffcli.export.folder import base_model, is_export_file, write_json
 from diffcli.export.modules import encoder_draws, exportable_parts, step_count
 from diffcli.export.programs import LARGEST_BATCH, Part, named_parts, write_onnx, write_program
 from diffcli.export.runner import (
@@ -34,6 +34,7 @@ from diffcli.export.runner import (
     open_exported,
     to_model_range,
 )
+from diffcli.files import replace_folder
 from diffcli.runs.exported import EXPORT_FACTS
 from diffcli.runs.folder import versions
 from diffcli.runs.opening import OpenRun
@@ -78,7 +79,7 @@ def export_networks(
         ConfigError: there is no size.
         DiffError: the folder cannot be written; the networks do not agree with the model.
     """
-    with whole_folder(output) as folder:
+    with replace_folder(output, is_ours=is_export_file) as folder:
         chosen = export_size(trained, size)
         if dropped := left_out(trained.config.eval):
             console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")

@@ -37,6 +37,10 @@ class Part:
     outputs: tuple[str, ...]
 
 
+PARTS = ("encoder", "step", "decoder")
+"""Names of the parts, and of their files."""
+
+
 def named_parts(parts: ExportableParts, *, size: tuple[int, int]) -> list[Part]:
     """The parts that there are, with inputs of two images of `size` (H,W), which the network's strides divide."""
     encoder, step, decoder = parts

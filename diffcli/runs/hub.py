@@ -8,13 +8,13 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.errors import CheckpointError, DiffError
+from diffcli.files import replace_folder
 from diffcli.runs.exported import EXPORT_FACTS
 
 PREFIX = "hub:"
@@ -161,33 +161,15 @@ def _upload(folder: Path, repo: Repo, *, private: bool) -> str:
 
 
 def _copy(folder: Path, target: Path, *, private: bool) -> str:
-    """Copy beside the target first, then let it take the target's place."""
+    """Copy the folder in the place of what an earlier push left there."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    try:
-        new = Path(shutil.copytree(folder, staging / "new"))
-        new.chmod(0o700 if private else 0o755)
-        if target.exists():
-            target.rename(staging / "old")
-        new.rename(target)
-    except OSError as error:
-        if (staging / "old").exists() and not target.exists():
-            (staging / "old").rename(target)
-        raise _unwritable(target, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with replace_folder(target) as new:
+            shutil.copytree(folder, new, dirs_exist_ok=True)
+            new.chmod(0o700 if private else 0o755)
+    except DiffError as error:
+        error.hint = f"{FOLDER} must be a folder that you may write to, on a disk with free space"
+        raise
     return str(target)
-
-
-def _unwritable(target: Path, error: OSError) -> DiffError:
-    return DiffError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(target),
-        hint=f"{FOLDER} must be a folder that you may write to, on a disk with room",
-    )
 
 
 def _stand_in() -> Path | None:

@@ -42,8 +42,13 @@ class OpenRun:
         path = self.path.resolve()
         return path.stem if path.is_file() else short_name(path) or path.name
 
-    def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
+    def load_model(
+        self, *, device: str | None = None, precision: str | None = None, images: int = 0
+    ) -> SegmentationModel:
         """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
+
+        Args:
+            images: how many it is going to segment, as far as that is known; `runtime.compile: auto` depends on it.
 
         Raises:
             ConfigError: the device is not there.
@@ -65,14 +70,22 @@ class OpenRun:
         )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        prepare_unet(model, runtime)
+        prepare_unet(model, runtime, images=images)
         return model
 
 
-def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+COMPILE_REPAYS = 100_000
+"""U-Net evaluations from which compiling repays itself on a GPU: it takes minutes, and saves about 2 ms of each
+evaluation of Stable Diffusion 2.1 at 512x512 (6.3 ms against 4.4 ms on an H200)."""
+
+
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig, *, images: int) -> None:
     """Check the backbone's precision, then capture and compile the U-Net as the settings say.
 
     What is waited for, or differs from what was expected, is reported.
+
+    Args:
+        images: how many the model is going to see.
 
     Raises:
         ConfigError: CUDA graphs are asked for on another device.
@@ -88,7 +101,8 @@ def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
         )
     if runtime.cuda_graphs and on_cuda:
         model.capture()
-    if runtime.compile:
+    repays = on_cuda and images * model.extractor.schedule.evaluated_steps >= COMPILE_REPAYS
+    if runtime.compile is True or (runtime.compile == "auto" and repays):
         console.say("the U-Net is compiled at its first use, which takes a minute or more")
         model.compile()
 

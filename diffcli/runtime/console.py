@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,21 +30,37 @@ def _data() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal would obey or show in another order, and bytes of a name that is not UTF-8; not tab and line feed."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out: a file's name may hold any, and a terminal would obey them."""
+    return _UNSAFE.sub(_spelled_out, text)
+
+
+def _spelled_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def say(text: str) -> None:
     """Print a line of words on stderr; above the progress bar if one is shown."""
-    _words().print(Text(text))
+    _words().print(Text(printable(text)))
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr; what matters first, the remedy after it."""
-    _words().print(Text.assemble(("warning: ", "bold yellow"), text))
+    _words().print(Text.assemble(("warning: ", "bold yellow"), printable(text)))
 
 
 def fail(message: str, *, hint: str | None = None) -> None:
     """Print why a command ended, and what to do about it, on stderr."""
-    _words().print(Text.assemble(("error: ", "bold red"), message))
+    _words().print(Text.assemble(("error: ", "bold red"), printable(message)))
     if hint:
-        _words().print(Text.assemble(("  -> ", "bold"), hint))
+        _words().print(Text.assemble(("  -> ", "bold"), printable(hint)))
 
 
 _json_only: ContextVar[bool] = ContextVar("json_only", default=False)
@@ -62,7 +79,7 @@ def json_only(wanted: bool = True) -> Iterator[None]:
 def print_text(text: str) -> None:
     """Print text as it is on stdout, unless stdout is for JSON alone."""
     if not _json_only.get():
-        _data().print(Text(text))
+        _data().print(Text(printable(text)))
 
 
 def print_record(value: Any) -> None:
@@ -73,7 +90,8 @@ def print_record(value: Any) -> None:
     if not _json_only.get():
         return
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str), flush=True)
+    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str)
+    print(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def table(
@@ -103,6 +121,7 @@ def table(
         all(isinstance(row[i], int | float | None) for row in [*body, *foot]) and bool(body or foot)
         for i in range(len(columns))
     ]
+    title, columns = printable(title), [_cell(name, digits) for name in columns]
     head = [_cells(row, digits) for row in body]
     tail = [_cells(row, digits) for row in foot]
     if console.is_terminal:
@@ -152,8 +171,15 @@ def progress(
     elif _live:
         yield from _add_bar(_live[-1], state)
     else:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
-        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=_words(), transient=True) as live:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            MofNCompleteColumn(),
+        )
+        with Progress(
+            *columns, TextColumn("{task.fields[facts]}", markup=False), console=_words(), transient=True
+        ) as live:
             _live.append(live)
             try:
                 yield from _add_bar(live, state)
@@ -170,7 +196,7 @@ class _State:
     """Steps done, fields and the clock of one task."""
 
     def __init__(self, description: str, total: int, completed: int, unit: str, per_step: int) -> None:
-        self.description, self.total, self.completed = description, total, completed
+        self.description, self.total, self.completed = printable(description), total, completed
         self.unit, self.per_step = unit, per_step
         self.fields: dict[str, object] = {}
         self._marks = [(time.monotonic(), completed)]
@@ -213,7 +239,7 @@ class _PlainBar:
             self._show()
 
     def describe(self, description: str) -> None:
-        self.state.description = description
+        self.state.description = printable(description)
 
     def finish(self) -> None:
         if self.state.completed != self._shown:
@@ -235,8 +261,8 @@ class _RichBar:
         self.live.update(self.task, completed=self.state.completed, facts=self.state.facts())
 
     def describe(self, description: str) -> None:
-        self.state.description = description
-        self.live.update(self.task, description=description)
+        self.state.description = printable(description)
+        self.live.update(self.task, description=self.state.description)
 
 
 def _add_bar(live: Progress, state: _State) -> Iterator[Bar]:
@@ -255,7 +281,7 @@ def clock(seconds: float) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
 
 
 def _cells(row: Sequence[object], digits: int) -> list[str]:
@@ -265,7 +291,9 @@ def _cells(row: Sequence[object], digits: int) -> list[str]:
 def _cell(value: object, digits: int) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.{digits}f}"
+    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _plain_table(

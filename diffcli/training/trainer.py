@@ -121,7 +121,9 @@ def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel
         seed=config.train.seed,
         max_unet_batch=config.runtime.max_unet_batch,
     )
-    prepare_unet(model, config.runtime)
+    train = config.train
+    images = train.iterations * train.batch_size * train.gradient_accumulation
+    prepare_unet(model, config.runtime, images=images)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 import weakref
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffcli.commands import compare
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.drawing.figures import PANEL_WIDTH, Compared, compared_picture
 from diffcli.drawing.pictures import GAP
-from diffcli.errors import ConfigError
+from diffcli.errors import ConfigError, DiffError
 from diffcli.runs import opening
 from diffcli.runs.checkpoint import load_model, save_checkpoint
 from diffcli.runs.folder import LAST
@@ -110,3 +111,13 @@ def test_any_number_of_runs_of_any_name(tiny_run: Path) -> None:
     assert picture.width == 7 * (PANEL_WIDTH + GAP) + GAP
     margins = [column(picture, number)[:, -1] for number in range(7)]
     assert all((margin[:20] == 255).all() for margin in margins)
+
+
+def test_only_pictures_are_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    """And what may not be replaced is refused before any run is opened."""
+    (tmp_path / "thesis.docx").write_text("years of work")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (("thesis.docx", r"the output is a \.png file"), ("pipe.png", "a named pipe")):
+        with pytest.raises(DiffError, match=words):
+            compare.run(compare.Request(runs=[tmp_path / "no run"], output=tmp_path / name))
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
-from diffcli.config.file import load_config, override
-from diffcli.config.settings import EvalConfig, InversionConfig, RunConfig, TrainConfig
+from diffcli.config.file import load_config
+from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError
 
 SMALL = """
@@ -76,10 +75,6 @@ def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> N
     assert "miniworld/fog" in result.stdout
 
 
-def costs(*overrides: str) -> dict[str, Cost]:
-    return count_costs(override(RunConfig(), overrides), images=10)
-
-
 def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     unet = tmp_path / "hub" / "models--some--model" / "snapshots" / "1" / "unet"
@@ -103,34 +98,6 @@ def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, 
         result = cli("check", small, "--set", f"model.backbone.source={source}")
         assert result.returncode == 1
         assert "no such file or folder" in result.stderr
-
-
-def test_cost_of_the_published_recipe() -> None:
-    """34 evaluations unconditionally, (k + 1) 34 with k prompted classes (method section 5)."""
-    assert costs()["evaluated_image"] == (34, 34)
-    assert costs()["training_sample"] == (34 + 34, 34 + 6 * 34)
-    assert costs("train.loss.ipkl=false")["training_sample"] == (34, 34)
-    assert costs("model.inversion.schedule=one")["training_sample"] == (2, 7)
-    assert costs("model.inversion.negative_prompt=blur")["evaluated_image"] == (68, 68)
-    assert costs("model.inversion.class_prompts={1: a, 2: a, 3: ''}")["training_sample"] == (68, 102)
-    assert costs("model.decoder.features=latent")["total"] == (0, 0)
-
-
-def test_cost_of_ways_to_evaluate() -> None:
-    one = InversionConfig(schedule="one")
-    assert evaluation_cost(EvalConfig(reference="prediction"), one) == (2, 7)
-    assert evaluation_cost(EvalConfig(reference="labels"), one) == (1, 6)
-    assert evaluation_cost(EvalConfig(flip=True, scales=(1.0, 0.5, 2.0)), one) == (6, 6)
-    assert evaluation_cost(EvalConfig(mode="slide"), one) == (3, 3)  # 1024 wide: windows at 0, 384, 512
-
-
-@pytest.mark.parametrize(
-    ("iterations", "interval", "count"), [(10, None, 1), (10, 5, 2), (11, 5, 3), (3, 5, 1)]
-)
-def test_validations_are_at_every_interval_and_at_the_end(
-    iterations: int, interval: int | None, count: int
-) -> None:
-    assert validations(TrainConfig(iterations=iterations, validate_interval=interval)) == count
 
 
 def test_domains_says_what_is_known_and_found(cli: Any, tmp_path: Path) -> None:
@@ -174,3 +141,14 @@ def test_an_incomplete_installation_is_said(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(BackboneError, match="install diffcli again"):
         weights.describe_source(BackboneConfig(source="embedded"))
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "link.yaml"])
+def test_init_replaces_yaml_files_only(cli: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    (tmp_path / "link.yaml").symlink_to("thesis.docx")
+    refused = cli("init", name, "--force")
+    assert refused.returncode == 1
+    assert f"error: {name}: " in refused.stderr
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+    assert (tmp_path / "link.yaml").is_symlink()

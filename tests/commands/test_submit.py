@@ -14,7 +14,7 @@ from diffcli.commands import submit
 from diffcli.config.domain import domain_config
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
-from diffcli.errors import ConfigError, DataError
+from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.scoring import segment_domain
 from diffcli.runs import opening
 from diffcli.runtime import console
@@ -118,7 +118,7 @@ def test_what_no_server_takes(tiny_run: Path, cityscapes: Path, tmp_path: Path) 
                 overrides=["eval.reference=labels"],
             )
         )
-    with pytest.raises(DataError, match="output is a folder"):
+    with pytest.raises(DiffError, match="this is a folder"):
         submit.run(submit.Request(domain="cityscapes", run=tiny_run, output=tmp_path, root=cityscapes))
     with pytest.raises(DataError):
         submit.run(
