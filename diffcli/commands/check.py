@@ -51,7 +51,7 @@ def run(request: Request) -> None:
     config, config_name = with_held_out(request.config), request.config_name
     found, faults, notes, chosen = find_data(config)
     try:
-        backbone = describe_source(config.model.backbone)
+        backbone = describe_source(config.model.backbone, last_timestep=config.model.inversion.last_timestep)
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)

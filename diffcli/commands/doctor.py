@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffcli.backbone.locate import cached_snapshot, embedded_folder
+from diffcli.backbone.locate import find_on_disk
 from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED
 from diffcli.runs.folder import versions
 from diffcli.runtime import console
@@ -92,8 +92,7 @@ def _memory() -> dict[str, float | None]:
 
 def _weights() -> list[dict[str, Any]]:
     """The embedded model and those of the hub cache."""
-    hub = [{"model": name, "path": cached_snapshot(name)} for name in HUB_MODELS]
-    return [{"model": EMBEDDED, "path": embedded_folder()}, *hub]
+    return [{"model": name, "path": find_on_disk(name)} for name in (EMBEDDED, *HUB_MODELS)]
 
 
 def _extras() -> dict[str, bool]:

@@ -15,8 +15,9 @@ from diffcli.config.domain import domain_config
 from diffcli.data.dataset import Domain, Sample, open_domain
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
-from diffcli.evaluation.scoring import segment_domain
+from diffcli.evaluation.evaluator import segment_domain
 from diffcli.files import check_output, write_atomically
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_data_workers
@@ -81,10 +82,10 @@ def run(request: Request) -> None:
     if split == "test" and len(names) != server.images:
         console.warn(f"{domain}: {len(names)} images here, but the server's test set has {server.images}")
     with write_atomically(output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        model, settings = trained.load_model(device=request.device), trained.config.eval
+        segmenter = trained_segmenter(trained.load_model(device=request.device), trained.config.eval)
         with console.progress(f"submit {domain}", len(names), unit="images") as bar:
             for index, mask in segment_domain(
-                model, opened, settings, workers=resolve_data_workers(trained.config.runtime.data_workers)
+                segmenter, opened, workers=resolve_data_workers(trained.config.runtime.data_workers)
             ):
                 archive.writestr(names[index], _png(pixels[mask]))
                 bar.update()

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from diffcli.commands.tables import print_table
 from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.errors import DataError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation.scoring import DomainScores
+from diffcli.evaluation.evaluator import DomainScores
+from diffcli.evaluation.report import build_report, counted, write_picture
+from diffcli.evaluation.tables import summary_table
 from diffcli.files import write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
@@ -117,9 +119,8 @@ def _finish(trainer: Trainer) -> None:
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
     if scores:
-        score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
-    report = score_report.report(scores, model=model, settings=trainer.config.eval)
-    report["training"] = {
+        write_picture(trainer.folder / PICTURE, scores, model=model)
+    training = {
         "iterations": trainer.iteration,
         "best": trainer.best,
         "selected_on": list(trainer.selection.domains),
@@ -127,12 +128,13 @@ def _finish(trainer: Trainer) -> None:
         "skipped_samples": len(trainer.skipped.faults),
         **_unseen(trainer, scores),
     }
-    write_text(trainer.folder / REPORT, json.dumps(report, indent=2))
+    report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
+    write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
-    console.print_record({"run": trainer.folder, **report})
+    console.print_record({"run": trainer.folder, **report.as_json()})
     if scores:
-        score_report.print_blocks(score_report.summary_table(scores, model=model))
-        _say_unseen(report["training"])
+        print_table(summary_table(report))
+        _say_unseen(training)
     for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
         console.warn(line)
     console.say(f"run folder: {trainer.folder}")
@@ -146,8 +148,8 @@ def _finish(trainer: Trainer) -> None:
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
     """The source, and the mean mIoU over the domains of which training has seen nothing."""
-    counted = score_report.counted([one.name for one in scores if one.name not in trainer.selection.seen])
-    unseen = [one.scores.mean_iou for one in scores if one.name in counted]
+    names = counted([one.name for one in scores if one.name not in trainer.selection.seen])
+    unseen = [one.scores.mean_iou for one in scores if one.name in names]
     mean = float(np.nanmean(unseen)) if unseen else None
     return {
         "source": trainer.config.data.train.domain,

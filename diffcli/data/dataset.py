@@ -28,6 +28,7 @@ from diffcli.data.roots import (
     find_root,
     known_domain,
     known_domains,
+    label_classes,
     locate,
     vistas_encoding,
 )
@@ -255,16 +256,14 @@ def _readers(spec: DomainSpec, place: Place, root: Path, classes: Sequence[str])
     """One reader for each kind of label files of the layout."""
     if spec.name == "folder":
         return [LabelReader(files.encoding, (*range(len(classes)),)) for files in place.layout.labels]
-    if set(classes) & set(spec.classes) - set(CITYSCAPES_CLASSES):
-        train_ids = train_ids_by_name(classes, names=spec.classes)
-        return [
-            LabelReader(files.own, train_ids)
-            if files.own is not None
-            else LabelReader(files.encoding, train_ids_by_name(classes))
-            for files in place.layout.labels
-        ]
-    train_ids = train_ids_by_name(classes)
-    return [LabelReader(vistas_encoding(files, place.base, root), train_ids) for files in place.layout.labels]
+    names, by_cityscapes = label_classes(spec, classes), train_ids_by_name(classes)
+    readers = []
+    for files in place.layout.labels:
+        if files.own is not None and names != CITYSCAPES_CLASSES:
+            readers.append(LabelReader(files.own, train_ids_by_name(classes, names=names)))
+        else:
+            readers.append(LabelReader(vistas_encoding(files, place.base, root), by_cityscapes))
+    return readers
 
 
 class TrainingSample(TypedDict):

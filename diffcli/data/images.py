@@ -24,6 +24,9 @@ MAX_PIXELS_PER_BYTE = 1100
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers whose segment states the size."""
 
+PIXEL_MEAN = PIXEL_SCALE = 127.5
+"""(pixel - PIXEL_MEAN) / PIXEL_SCALE is what networks see: 0..255 as [-1,1]."""
+
 
 def read_image(path: Path, *, upright: bool = True) -> Image:
     """The image (H, W, 3), RGB, 0..255: grey is spread, alpha dropped, 16 bits scaled to 8, EXIF rotation applied.

@@ -3,10 +3,11 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.config.domain import DomainConfig, domain_config
 from diffcli.data.domains import DOMAINS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
 from diffcli.data.listing import describe, find_pairs, find_places
@@ -185,6 +186,12 @@ def _is_itself(spec: DomainSpec, root: Path) -> bool:
 def other_folders(spec: DomainSpec) -> tuple[str, ...]:
     """Names of folders that belong to other known domains, so that they are not taken for a part of this one."""
     return tuple({one.folder for one in DOMAINS.values()} - {spec.folder, "folder"})
+
+
+def label_classes(spec: DomainSpec, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes by whose names a known domain's labels are read: its own where a model names one of them."""
+    own = set(classes) & set(spec.classes) - set(CITYSCAPES_CLASSES)
+    return spec.classes if own else CITYSCAPES_CLASSES
 
 
 def vistas_encoding(files: LabelFiles, *folders: Path) -> LabelEncoding:

@@ -6,9 +6,10 @@ import numpy as np
 
 from diffcli.data.dataset import Domain
 from diffcli.errors import DataError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation.groups import score_all
-from diffcli.evaluation.scoring import DomainScores, evaluate_domain
+from diffcli.evaluation.evaluator import DomainScores, evaluate_domain
+from diffcli.evaluation.parts import score_all
+from diffcli.evaluation.report import counted
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import BEST
 from diffcli.runtime import console
@@ -22,15 +23,15 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
     A domain or sample that cannot be read costs no training: it is left out and reported in the second value.
     """
     model, config = trainer.model, trainer.config
+    segmenter = trained_segmenter(model, config.eval)
     problems: list[str] = []
 
     def score(domain: Domain) -> DomainScores | None:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluate_domain(
-                    model,
+                    segmenter,
                     domain,
-                    config.eval,
                     workers=resolve_data_workers(config.runtime.data_workers),
                     progress=bar.update,
                 )
@@ -66,5 +67,5 @@ def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
 
 def _mean(means: dict[str, float], names: Sequence[str]) -> float:
     """Mean over the domains of these names that were scored; not a number where there are none."""
-    counted = [means[name] for name in score_report.counted([name for name in names if name in means])]
-    return float(np.nanmean(counted)) if counted else float("nan")
+    values = [means[name] for name in counted([name for name in names if name in means])]
+    return float(np.nanmean(values)) if values else float("nan")

@@ -15,7 +15,8 @@ from diffcli.config.domain import domain_config
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation.scoring import segment_domain
+from diffcli.evaluation.evaluator import segment_domain
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs import opening
 from diffcli.runtime import console
 
@@ -71,7 +72,7 @@ def test_cityscapes_takes_label_ids(
     ]
     domain = open_domain(domain_config("cityscapes", root=cityscapes, split="test"), purpose="eval")
     settings = opening.open_run(tiny_run).config.eval
-    for index, mask in segment_domain(model, domain, settings):
+    for index, mask in segment_domain(trained_segmenter(model, settings), domain):
         written = found[f"{domain.identity(index)}.png"]
         assert written.dtype == np.uint8
         assert written.shape == SIZE
