@@ -13,6 +13,7 @@ from diffcli.data.glance import empty_classes, glance
 from diffcli.data.skipped import tolerated
 from diffcli.errors import DiffError
 from diffcli.runtime import console
+from diffcli.runtime.words import counted
 from diffcli.training.selection import select, with_held_out
 
 
@@ -169,7 +170,7 @@ def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> li
     schedule = inversion.resolved_schedule()
     steps, saved = max(schedule.save_steps) + 1, len(schedule.save_steps)
     name = inversion.schedule if isinstance(inversion.schedule, str) else "custom"
-    crops = _counted(train.batch_size * train.gradient_accumulation, "crop")
+    crops = counted(train.batch_size * train.gradient_accumulation, "crop")
     branches = (
         f"both branches ({train.loss.consistency})" if train.loss.ipkl else "unconditional branch alone"
     )
@@ -181,8 +182,11 @@ def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> li
     return [
         ["run folder", f"runs/{config.name or config_name}"],
         ["backbone", backbone],
-        ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
-        ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
+        ["schedule", f"{name}: {counted(steps, 'step')}, features of {saved}"],
+        [
+            "training",
+            f"{counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}",
+        ],
         ["objective", branches],
         ["evaluation", ", ".join([_seen_at(config), *views])],
         ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
@@ -194,7 +198,7 @@ def _seen_at(config: RunConfig) -> str:
     entries = config.data.eval
     own = sum(entry.eval_size is not None for entry in entries)
     return f"at {config.eval.size or 'the size of each image'}" + (
-        f" ({own} of {_counted(len(entries), 'domain')} at sizes of their own)" if own else ""
+        f" ({own} of {counted(len(entries), 'domain')} at sizes of their own)" if own else ""
     )
 
 
@@ -203,10 +207,6 @@ def _when(train: TrainConfig) -> str:
     if count == 1:
         return "at the end"
     return f"every {train.validate_interval:,} iterations and at the end ({count} times)"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _joined(faults: list[DiffError]) -> DiffError:

@@ -11,6 +11,7 @@ from diffcli.data.domain import Domain
 from diffcli.data.mapping import OutsideMapping, Value, all_outside, likely_ids, percent
 from diffcli.data.statistics import ClassStatistics, count_label
 from diffcli.errors import DataError, DiffError
+from diffcli.runtime.words import counted
 
 HANDFUL = 8
 
@@ -73,7 +74,7 @@ def empty_classes(domain: Domain, found: Glance, statistics: ClassStatistics | N
     one = len(empty) == 1
     text = (
         f"{domain.name}: {'class' if one else 'classes'} without one pixel in "
-        f"{read} label{'s' if read != 1 else ''}: {', '.join(empty)}"
+        f"{counted(read, 'label')}: {', '.join(empty)}"
     )
     return f"{text}; {suggestion}" if suggestion else text
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from diffcli.data.mapping import OutsideMapping, all_outside
 from diffcli.errors import DataError, DiffError
+from diffcli.runtime.words import counted
 
 TOLERATED = 0.01
 """Share of the samples that may be bad; of a small set one sample may."""
@@ -42,8 +43,8 @@ class Skipped:
         if not self.faults:
             return ""
         return (
-            f"{_counted(len(self.faults), 'sample')} of {self.samples} could not be used; others were drawn in "
-            f"{'its' if len(self.faults) == 1 else 'their'} place, {_counted(self.draws, 'time')}"
+            f"{counted(len(self.faults), 'sample')} of {self.samples} could not be used; others were drawn in "
+            f"{'its' if len(self.faults) == 1 else 'their'} place, {counted(self.draws, 'time')}"
         )
 
     def _too_many(self) -> DiffError:
@@ -53,7 +54,7 @@ class Skipped:
         first = list(self.faults.values())[:3]
         lines = "".join(f"\n     {fault.where}: {fault.message}" for fault in first)
         return DataError(
-            f"{self.name}: {_counted(len(self.faults), 'sample')} of {self.samples} cannot be used, more than 1 %; "
+            f"{self.name}: {counted(len(self.faults), 'sample')} of {self.samples} cannot be used, more than 1 %; "
             f"the first:{lines}",
             hint="diff data inspect lists them all; fix or remove them",
         )
@@ -62,7 +63,3 @@ class Skipped:
 def tolerated(samples: int) -> int:
     """How many of a set's samples may be bad."""
     return max(1, int(samples * TOLERATED))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
