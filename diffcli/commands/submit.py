@@ -53,7 +53,7 @@ def run(request: Request) -> None:
     names = png_names(opened, server)
     if split == "test" and len(names) != server.images:
         found = counted(len(names), "image")
-        console.warn(f"{domain}: {found} here, but the server's test set has {server.images:,}")
+        console.warn(f"{domain}: {found} here, but the server's test set has {server.images}")
     write_zip(output, _masks(trained, opened, device=request.device), names=names, ids=ids)
     console.say(f"{counted(len(names), 'label map')} in {output}")
     record = {"run": request.run, "domain": domain, "split": split, "images": len(names), "output": output}

@@ -40,8 +40,8 @@ SERVERS: Mapping[str, Server] = {
     },
     "dark_zurich": Server(images=151, label_ids=False, folder="labelTrainIds/"),
 }
-"""Cityscapes: its evaluation finds <city>_<sequence>_<frame>*.png in any folder. ACDC, also one condition of it, and Dark
-Zurich: as the published code of this field hands them in (HRDA, "Testing & Predictions")."""
+"""Cityscapes: its evaluation finds <city>_<sequence>_<frame>*.png in any folder. ACDC, also one condition of
+it, and Dark Zurich: as the published code of this field hands them in (HRDA, "Testing & Predictions")."""
 
 
 def find_server(domain: str) -> Server:
