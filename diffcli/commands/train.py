@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from diffcli.commands.tables import print_table
 from diffcli.config.settings import RunConfig
 from diffcli.errors import DataError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation.scoring import DomainScores
+from diffcli.evaluation.evaluator import DomainScores
+from diffcli.evaluation.report import build_report, counted, write_picture
+from diffcli.evaluation.tables import summary_table
 from diffcli.files import write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
@@ -36,7 +38,8 @@ from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
 from diffcli.training.resume import restore
 from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
-from diffcli.training.samples import count_classes, open_domains, training_set
+from diffcli.training.samples import check_samples, open_domains, training_set
+from diffcli.training.selection import select, with_held_out
 from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
@@ -60,7 +63,7 @@ def run(request: Request) -> None:
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    config, name = request.config, request.config.name or request.config_name
+    config, name = with_held_out(request.config), request.config.name or request.config_name
     accelerator = build_accelerator(config, runs=request.runs)
     with locked_run(name, config=config, resume=request.resume, runs=request.runs) as folder:
         with nullcontext() if request.resume else removed_on_failure(folder):
@@ -75,13 +78,26 @@ def run(request: Request) -> None:
 def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
     """Open the data, load the model, and check that there is room for the checkpoints."""
     source, targets = open_domains(config)
-    samples = training_set(config, source, distributed.broadcast(lambda: count_classes(config, source)))
+    selection = select(config, source, targets)
+    checked = distributed.broadcast(lambda: check_samples(config, source, targets))
+    samples = training_set(config, source, checked.statistics)
+    for line in selection.overlaps():
+        console.warn(line)
+    if targets:
+        console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
         state = model.decoder.state_dict().values()
         check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
     return build_trainer(
-        config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
+        config,
+        folder=folder,
+        accelerator=accelerator,
+        model=model,
+        samples=samples,
+        targets=targets,
+        selection=selection,
+        skipped=checked.skipped,
     )
 
 
@@ -100,15 +116,24 @@ def _finish(trainer: Trainer) -> None:
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
     if scores:
-        score_report.write_picture(trainer.folder / PICTURE, scores, model=model)
-    report = score_report.report(scores, model=model, settings=trainer.config.eval)
-    report["training"] = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
-    write_text(trainer.folder / REPORT, json.dumps(report, indent=2))
+        write_picture(trainer.folder / PICTURE, scores, model=model)
+    training = {
+        "iterations": trainer.iteration,
+        "best": trainer.best,
+        "selected_on": list(trainer.selection.domains),
+        "shared_images": trainer.selection.shared,
+        "skipped_samples": len(trainer.skipped.faults),
+        **_unseen(trainer, scores),
+    }
+    report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
+    write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
-    console.print_record({"run": trainer.folder, **report})
+    console.print_record({"run": trainer.folder, **report.as_json()})
     if scores:
-        score_report.print_blocks(score_report.summary_table(scores, model=model))
-        _say_unseen(report["training"])
+        print_table(summary_table(report))
+        _say_unseen(training)
+    for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
+        console.warn(line)
     console.say(f"run folder: {trainer.folder}")
     if problems:
         raise DataError(
@@ -119,17 +144,15 @@ def _finish(trainer: Trainer) -> None:
 
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
-    """The source, and the mean mIoU over the domains that are not the source."""
-    data = trainer.config.data
-    seen = {
-        target.name
-        for entry, target in zip(data.eval, trainer.targets, strict=True)
-        if (entry.domain, entry.root) == (data.train.domain, data.train.root)
-    }
-    counted = score_report.counted([one.name for one in scores if one.name not in seen])
-    unseen = [one.scores.mean_iou for one in scores if one.name in counted]
+    """The source, and the mean mIoU over the domains of which training has seen nothing."""
+    names = counted([one.name for one in scores if one.name not in trainer.selection.seen])
+    unseen = [one.scores.mean_iou for one in scores if one.name in names]
     mean = float(np.nanmean(unseen)) if unseen else None
-    return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
+    return {
+        "source": trainer.config.data.train.domain,
+        "unseen_domains": len(unseen),
+        "mean_iou_unseen": mean,
+    }
 
 
 def _say_unseen(training: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,6 +26,12 @@ WAIT = 1800.0
 
 T = TypeVar("T")
 
+_Loaded = tuple[TrainingSample, list[DiffError]] | DiffError
+"""A sample with the faults of those in whose place it was drawn, or the fault that ends the run."""
+
+ATTEMPTS = 20
+"""Samples drawn in the place of a bad one before the run stops."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,6 +43,8 @@ class Batch:
     """B,H,W train ids: uint8 as loaded, int64 on the device."""
     identities: list[str]
     files: list[str]
+    faults: list[DiffError] = field(default_factory=list)
+    """Why samples could not be used in whose place others were drawn."""
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while the processor goes on; the loader asks for it."""
@@ -49,16 +57,31 @@ class Batch:
 
 
 def training_batches(
-    samples: TrainingSet, *, draws: Sequence[int], batch_size: int, workers: int, pin: bool = False
+    samples: TrainingSet,
+    *,
+    draws: Sequence[int],
+    batch_size: int,
+    workers: int,
+    pin: bool = False,
+    skip: bool = False,
 ) -> Generator[Batch, None, None]:
     """Batches of the numbered samples, in order; with `pin` in page-locked memory, for a GPU.
 
+    Args:
+        skip: draw another sample in the place of one that cannot be used, the same one whenever the draw is repeated.
+
     Raises:
-        DiffError: a sample cannot be used; raised when its batch is due, with everything before it delivered.
+        DiffError: a sample cannot be used; raised when its batch is due, with everything before it delivered. With
+            `skip`, only where none of `ATTEMPTS` others can be used either.
         DataError: see `load_batches`.
     """
     loaded = load_batches(
-        _Guarded(samples), draws, batch_size=batch_size, workers=workers, collate=_collate, pin=pin
+        _Guarded(samples, attempts=ATTEMPTS if skip else 1),
+        draws,
+        batch_size=batch_size,
+        workers=workers,
+        collate=_collate,
+        pin=pin,
     )
     for batch in loaded:
         if isinstance(batch, DiffError):
@@ -206,17 +229,21 @@ def _set_up_worker(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-class _Guarded(Dataset[TrainingSample | DiffError]):
+class _Guarded(Dataset[_Loaded]):
     """Hands a user's fault from a worker process to the main one as a value, so that its message stays clean."""
 
-    def __init__(self, samples: TrainingSet) -> None:
+    def __init__(self, samples: TrainingSet, *, attempts: int) -> None:
         self.samples = samples
+        self.attempts = attempts
 
-    def __getitem__(self, draw: int) -> TrainingSample | DiffError:
-        try:
-            return self.samples[draw]
-        except DiffError as error:
-            return error
+    def __getitem__(self, draw: int) -> _Loaded:
+        faults: list[DiffError] = []
+        for attempt in range(self.attempts):
+            try:
+                return self.samples.sample(draw, attempt=attempt), faults
+            except DiffError as error:
+                faults.append(error)
+        return faults[0]
 
 
 @dataclass(frozen=True)
@@ -224,6 +251,7 @@ class _Arrays:
     """A batch as it travels from a worker."""
 
     samples: list[TrainingSample]
+    faults: list[DiffError]
 
     def tensors(self) -> Batch:
         return Batch(
@@ -231,16 +259,18 @@ class _Arrays:
             labels=torch.from_numpy(np.stack([sample["label"] for sample in self.samples])),
             identities=[sample["identity"] for sample in self.samples],
             files=[sample["file"] for sample in self.samples],
+            faults=self.faults,
         )
 
     def pin_memory(self) -> Batch:
         return self.tensors().pin_memory()
 
 
-def _collate(samples: list[TrainingSample | DiffError]) -> _Arrays | DiffError:
-    good = []
+def _collate(samples: list[_Loaded]) -> _Arrays | DiffError:
+    batch = _Arrays([], [])
     for sample in samples:
         if isinstance(sample, DiffError):
             return sample
-        good.append(sample)
-    return _Arrays(good)
+        batch.samples.append(sample[0])
+        batch.faults.extend(sample[1])
+    return batch

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffcli.errors import CheckpointError, DiffError
+from diffcli.errors import CheckpointError, DataError, DiffError
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import CONFIG, LAST, RESUME
 from diffcli.runs.tensor_file import read_tensors, write_tensors
@@ -34,6 +34,12 @@ def save(trainer: Trainer) -> None:
             "validated": trainer.validated,
             "metrics_lines": count_metrics(folder),
             "since_logged": {"seconds": seconds, "evaluations": evaluations},
+            "skipped": {
+                "draws": trainer.skipped.draws,
+                "faults": {
+                    where: [fault.message, fault.hint] for where, fault in trainer.skipped.faults.items()
+                },
+            },
             "scaler": None if scaler is None else scaler.state_dict(),
         }
         tensors = {f"decoder/{name}": value for name, value in trainer.model.decoder.state_dict().items()}
@@ -87,6 +93,11 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any
     trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
     if trainer.accelerator.scaler is not None and header["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(header["scaler"])
+    trainer.skipped.draws = header["skipped"]["draws"]
+    trainer.skipped.faults |= {
+        where: DataError(message, where=where, hint=hint)
+        for where, (message, hint) in header["skipped"]["faults"].items()
+    }
     trainer.start_interval(**header["since_logged"])
 
 

@@ -15,8 +15,8 @@ from tests.cli.test_commands_frozen import COMMANDS
 SMALL = "data: {train: miniworld/clean, eval: [{domain: miniworld/fog, name: été, count: 2}]}\n"
 
 
-def test_help_names_every_command_in_80_columns(cli: Any) -> None:
-    result = cli("--help")
+def test_help_names_every_command_in_80_columns(cli_process: Any) -> None:
+    result = cli_process("--help")
     assert result.returncode == 0
     assert all(f"\n  {name.split()[0]} " in result.stdout for name in COMMANDS if name != "evaluate")
     assert "classic diff" in result.stdout
@@ -24,13 +24,13 @@ def test_help_names_every_command_in_80_columns(cli: Any) -> None:
     assert "..." not in result.stdout.partition("Commands:")[2]
 
 
-def test_no_arguments_show_the_help(cli: Any) -> None:
-    result = cli()
+def test_no_arguments_show_the_help(cli_process: Any) -> None:
+    result = cli_process()
     assert "Commands:" in result.stdout + result.stderr
 
 
-def test_version(cli: Any) -> None:
-    assert cli("--version").stdout == f"diffcli {__version__}\n"
+def test_version(cli_process: Any) -> None:
+    assert cli_process("--version").stdout == f"diffcli {__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["--help", "train --help", "check small.yaml", "domains", "init -"])
@@ -135,12 +135,12 @@ def test_a_reader_that_goes_away_is_no_fault(repository: Path) -> None:
     assert "unexpected" not in result.stderr
 
 
-def test_check_prints_data_on_stdout_only(cli: Any, tmp_path: Path) -> None:
+def test_check_prints_data_on_stdout_only(cli: Any, cli_process: Any, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
     result = cli("check", "small.yaml", "--json")
     assert json.loads(result.stdout)["name"] == "small"
     assert result.stderr == ""
-    plain = cli("check", "small.yaml", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    plain = cli_process("check", "small.yaml", env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     assert "\\xe9t\\xe9" in plain.stdout
 
 
@@ -163,3 +163,46 @@ def test_a_closed_pipe_is_no_fault(repository: Path, tmp_path: Path) -> None:
     assert "Traceback" not in words
     assert "unexpected" not in words
     assert "BrokenPipe" not in words
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_fault(closed: str, repository: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m diffcli domains {closed}"],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_below_stdout_is_said(repository: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "diffcli", "domains"],
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        "error: the output: cannot be written: No space left on device",
+        "  -> make room, or write to another disk",
+    ]
+
+
+def test_a_wrong_choice_and_a_strange_word_are_said_in_plain_words(cli: Any) -> None:
+    wrong = cli("export", "x", "-o", "y", "--format", "foo")
+    assert wrong.returncode == 2
+    assert "unknown 'foo'; choose one of 'folder', 'onnx', 'pt2'." in wrong.stderr
+    assert "Value error" not in wrong.stderr
+    strange = cli("doctor", "a\x1b[2Jb")
+    assert strange.returncode == 2
+    assert "\x1b" not in strange.stderr
