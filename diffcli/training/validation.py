@@ -20,7 +20,7 @@ from diffcli.training.trainer import Trainer
 
 
 def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
-    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains).
+    """Evaluate on every target domain, log the scores and keep the best checkpoint (`Selection`).
 
     A domain or sample that cannot be read costs no training: it is left out and reported in the second value.
     """
@@ -56,9 +56,9 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
 
 
 def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
-    """Log and print the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
+    """Log and print the mIoU of every domain, and keep the checkpoint if it is the best so far."""
     means = {one.name: one.scores.mean_iou for one in scores}
-    mean = float(np.nanmean([means[name] for name in counted([*means])]))
+    mean = _mean(means, [*means])
     classes = trainer.config.model.classes
     class_iou = {
         one.name: {
@@ -76,8 +76,9 @@ def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
     )
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
     console.say(f"iteration {trainer.iteration}: mIoU {listed}")
-    if trainer.accelerator.is_main_process and mean > trainer.best.get("mean_iou", -1.0):
-        trainer.best = {"iteration": trainer.iteration, "mean_iou": mean}
+    chosen = _mean(means, trainer.selection.domains)
+    if trainer.accelerator.is_main_process and chosen > trainer.best.get("mean_iou", -1.0):
+        trainer.best = {"iteration": trainer.iteration, "mean_iou": chosen}
         save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
 
 
@@ -89,3 +90,9 @@ def _draw(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
     picture = trainer.folder / VALIDATION / f"{trainer.iteration:06d}.png"
     write_picture(picture, scores, model=trainer.config.model)
     track_pictures(trainer.accelerator.trackers, [picture, trainer.folder / CURVES], step=trainer.iteration)
+
+
+def _mean(means: dict[str, float], names: Sequence[str]) -> float:
+    """Mean over the domains of these names that were scored; not a number where there are none."""
+    values = [means[name] for name in counted([name for name in names if name in means])]
+    return float(np.nanmean(values)) if values else float("nan")

@@ -49,7 +49,8 @@ def test_results_hold_every_number_of_every_iteration(tmp_path: Path) -> None:
 def test_curves_draw_the_numbers_of_the_file(tmp_path: Path) -> None:
     write(tmp_path, RECORDS)
     write_history(tmp_path)
-    assert Image.open(tmp_path / CURVES).size == (1500, 450)
+    with Image.open(tmp_path / CURVES) as picture:
+        assert picture.size == (1500, 450)
     assert curve(RECORDS, "loss") == ([10, 20, 30], [2.5, 1.5, 1.25])
     assert curve(RECORDS, "mean_iou/fog") == ([20], [0.3])
     higher = [{**record, "loss": 9.0} if "loss" in record else record for record in RECORDS]
