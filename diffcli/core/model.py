@@ -134,6 +134,7 @@ def build_model(
         prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
         device=torch.device(device),
         dtype=DTYPES[backbone_precision or precision],
+        last_timestep=inversion.last_timestep,
     )
     return join(config, backbone, precision=precision, seed=seed, max_unet_batch=max_unet_batch)
 

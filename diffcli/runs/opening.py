@@ -3,6 +3,7 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, Runt
 from diffcli.core.model import DTYPES, SegmentationModel, build_model
 from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
-from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, check_files
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
@@ -136,6 +137,7 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     path = Path(path)
     weights = locate_checkpoint(path)
     checkpoint = read_checkpoint(weights)
+    _check_exported(path)
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
@@ -164,11 +166,28 @@ def locate_checkpoint(path: Path) -> Path:
     )
 
 
+def _check_exported(path: Path) -> None:
+    """An exported folder holds what was written into it.
+
+    Raises:
+        CheckpointError: its facts are damaged, or a file does not match its checksum.
+    """
+    facts = path / EXPORT_FACTS
+    if not facts.is_file():
+        return
+    try:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8"))["checksums"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
+    check_files(path, checksums)
+
+
 def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            own = {"source": str(source), "revision": None, "unet_weights": None}
-            backbone = model.backbone.model_copy(update=own)
+            moved = {"source": str(source), "revision": None, "allow_pickle": False}
+            moved |= dict.fromkeys(("unet_weights", "vae", "text_encoder"))
+            backbone = model.backbone.model_copy(update=moved)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model
