@@ -170,7 +170,8 @@ def test_importing_diffcli_is_instant_and_its_names_are_there() -> None:
         diffcli.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_whole_way_as_processes(
+@pytest.mark.slow
+def test_the_whole_way(
     cli: Callable[..., CompletedProcess[str]], tiny_run: Path, tmp_path: Path
 ) -> None:
     """export, then eval and predict on the exported folder: exit codes, and JSON alone on stdout."""
