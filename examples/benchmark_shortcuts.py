@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffcli.bench.plan import default_config
 from diffcli.config.settings import InversionConfig, ModelConfig
+from diffcli.config.size import parse_size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.ipkl import extract_pair
 from diffcli.core.model import SegmentationModel, build_model
@@ -35,7 +36,7 @@ def main() -> None:
         "--compile", action="store_true", help="runtime.compile too, which takes a minute more"
     )
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    width, height = parse_size(options.size)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {width}x{height}\n", flush=True)
     print(f"{'shortcut':<58}{'without':>10}{'with':>10}{'ratio':>8}", flush=True)
     model = build_model(_config(options.schedule))

@@ -1,4 +1,8 @@
-"""The measurements of `diff bench`, each in a process of its own so that its peak of memory is its own."""
+"""The measurements of `diff bench`.
+
+On a CPU each one runs in a fresh process, so that the peak of memory belongs to it. On a GPU all run in this process:
+the allocator's peak can be reset there, and the diffusion model of one precision is built once.
+"""
 
 import os
 import resource
@@ -15,22 +19,23 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.loading import quiet
+from diffcli.backbone.loading import load_backbone, quiet
 from diffcli.bench.baseline import Baseline
 from diffcli.bench.random_backbone import Architecture, random_backbone
 from diffcli.config.settings import DEFAULT_UNET_BATCH, ModelConfig, TrainConfig
 from diffcli.core.ipkl import PairedDecoder, extract_pair, ipkl_loss
-from diffcli.core.model import DTYPES, SegmentationModel, build_model, join
+from diffcli.core.model import DTYPES, SegmentationModel, join
 from diffcli.errors import DiffError
 from diffcli.runtime.device import Precision
 from diffcli.runtime.memory import is_out_of_memory
 from diffcli.training.optimizer import parameter_groups
 
 Work = Literal["inference", "training"]
-Code = Literal["baseline", "diffcli", "compiled"]
+Code = Literal["baseline", "eager", "diffcli", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,10 @@ class Case:
 
     work: Work
     code: Code
-    """baseline: the published amount of work; compiled: diffcli with runtime.compile."""
+    """baseline: the published amount of work; eager: diffcli without CUDA graphs; compiled: with runtime.compile."""
     schedule: str
     precision: Precision
+    backbone_precision: Precision
     batch: int
     width: int
     height: int
@@ -67,6 +73,8 @@ class Measurement:
     """Of large matrix products in the same precision, measured by the same process."""
     peak_bytes: int
     """Most memory while it ran: of the process on a CPU, allocated tensors on a GPU; weights included."""
+    gpu_busy: float | None
+    """Share of one batch's time in which the GPU worked; None on other devices."""
 
     @property
     def median(self) -> float:
@@ -87,75 +95,115 @@ class Measurement:
 
 
 def measure_all(cases: Sequence[Case]) -> Iterator[Measurement]:
-    """Measure one after the other, each in a fresh process; they share what importing costs, and nothing else.
+    """Measure one after the other; all cases have the same device.
 
     Raises:
         DiffError: a case cannot be run there, for example for want of memory.
     """
+    on_gpu = bool(cases) and torch.device(cases[0].device).type == "cuda"
+    for case, found in zip(cases, (in_this_process if on_gpu else in_fresh_processes)(cases), strict=True):
+        if isinstance(found, str):
+            raise DiffError(
+                f"this measurement failed: {found}",
+                where=f"{case.work}, {case.schedule}, {case.code}, {case.precision}, batch {case.batch}",
+                hint="a smaller --size or --batch-sizes needs less memory",
+            )
+        yield found
+
+
+def in_this_process(cases: Sequence[Case]) -> Iterator[Measurement | str]:
+    """What was measured, or why it could not be; the backbone is built again only where the next case needs another."""
+    backbone: DiffusionBackbone | None = None
+    built: tuple[object, ...] = ()
+    for case in cases:
+        needed = (case.random_weights, case.backbone_precision, case.model["backbone"])
+        if backbone is None or needed != built:
+            backbone = None  # freed before the next one is built
+            backbone, built = build_backbone(case), needed
+        yield _answer(case, backbone)
+        backbone.network.capture(None)
+        torch.cuda.empty_cache()
+
+
+def in_fresh_processes(cases: Sequence[Case]) -> Iterator[Measurement | str]:
+    """What was measured, or why it could not be; the processes share what importing costs, and nothing else."""
     context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
     if context.get_start_method() == "forkserver":
         context.set_forkserver_preload([__name__])
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         for case in cases:
             try:
-                found = pool.submit(_answer, case).result()
+                yield pool.submit(_answer, case).result()
             except BrokenProcessPool:
-                found = "its process was ended, probably because memory ran out"
-            if isinstance(found, str):
-                raise DiffError(
-                    f"this measurement failed: {found}",
-                    where=f"{case.work}, {case.schedule}, {case.code}, {case.precision}, batch {case.batch}",
-                    hint="a smaller --size or --batch-sizes needs less memory",
-                )
-            yield found
+                yield "its process was ended, probably because memory ran out"
 
 
-def _answer(case: Case) -> Measurement | str:
-    """What was measured, or why it could not be: an exception may not survive the way between processes."""
+def _answer(case: Case, backbone: DiffusionBackbone | None = None) -> Measurement | str:
+    """What was measured, or why it could not be: not every exception can be sent from one process to another."""
     try:
-        return measure_here(case)
+        return measure_here(case, backbone or build_backbone(case))
     except (DiffError, MemoryError, RuntimeError, ValueError) as error:
         return "not enough memory" if is_out_of_memory(error) else str(error).splitlines()[0]
 
 
-def measure_here(case: Case) -> Measurement:
-    """Measure in this process: build, count, warm up, then time."""
+def measure_here(case: Case, backbone: DiffusionBackbone) -> Measurement:
+    """Measure in this process: count and warm up, then time."""
     device = torch.device(case.device)
-    model = _build(case, device)
-    if case.code == "baseline":  # the published code leaves PyTorch's own layout
-        for network in (model.extractor.backbone.unet, model.extractor.backbone.vae):
-            network.to(memory_format=torch.contiguous_format)
-        model.extractor.backbone.network.reset()  # or it would hold weights in the layout before
+    # the published code leaves PyTorch's plain layout
+    layout = torch.contiguous_format if case.code == "baseline" else torch.channels_last
+    for network in (backbone.unet, backbone.vae):
+        network.to(memory_format=layout)
+    backbone.network.reset()  # it holds weights in the layout before
+    model = join(
+        ModelConfig.model_validate(case.model),
+        backbone,
+        precision=case.precision,
+        max_unet_batch=case.max_unet_batch,
+    )
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
     step()  # what is computed once, of timesteps and prompts, is done here
-    evaluations, flop = _count(step, model.extractor.backbone)
-    if case.code == "compiled":  # after the count, which looks at single operations
+    evaluations, flop = _count(step, backbone)
+    # after the count, which looks at single operations
+    if case.code in ("diffcli", "compiled") and device.type == "cuda":
+        model.capture()
+    if case.code == "compiled":
         model.compile()
+    for _ in range(2):  # a step is recorded at its second call
         step()
     matmul = matmul_speed(device, DTYPES[case.precision])
     _reset_peak(device)
     seconds = []
     for _ in range(case.repeats):
+        _wait(device)
         start = time.perf_counter()
         step()
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    return Measurement(seconds, evaluations, flop, matmul, _peak(device))
+    peak = _peak(device)
+    return Measurement(seconds, evaluations, flop, matmul, peak, _gpu_busy(step, device, min(seconds)))
 
 
-def _build(case: Case, device: torch.device) -> SegmentationModel:
+def build_backbone(case: Case) -> DiffusionBackbone:
+    """The diffusion model that a case asks for."""
     config = ModelConfig.model_validate(case.model)
-    if case.random_weights is None:
-        return build_model(
-            config, device=device, precision=case.precision, max_unet_batch=case.max_unet_batch
-        )
-    inversion = config.inversion
+    inversion, device = config.inversion, torch.device(case.device)
     prompts = (inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values())
+    dtype = DTYPES[case.backbone_precision]
+    if case.random_weights is None:
+        return load_backbone(config.backbone, prompts=prompts, device=device, dtype=dtype)
     with quiet():
-        backbone = random_backbone(
-            case.random_weights, prompts=prompts, device=device, dtype=DTYPES[case.precision]
-        )
-    return join(config, backbone, precision=case.precision, max_unet_batch=case.max_unet_batch)
+        return random_backbone(case.random_weights, prompts=prompts, device=device, dtype=dtype)
+
+
+def _gpu_busy(step: Callable[[], object], device: torch.device, seconds: float) -> float | None:
+    """Share of `seconds`, one batch, in which kernels ran on the GPU."""
+    if device.type != "cuda":
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+        torch.cuda.synchronize(device)
+    worked = sum(event.self_device_time_total for event in profiled.key_averages())
+    return float(worked) / 1e6 / seconds
 
 
 def _images(case: Case, device: torch.device) -> tuple[Tensor, list[str]]:

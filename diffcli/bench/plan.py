@@ -20,7 +20,7 @@ from diffcli.config.settings import (
 )
 from diffcli.config.size import Size
 from diffcli.errors import ConfigError
-from diffcli.runtime.device import resolve_precision
+from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 
 OWN = "own"
 """The schedule of the settings, whatever it is."""
@@ -66,19 +66,25 @@ def list_cases(
             raise ConfigError(f"schedule {name!r} is not known", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
-    codes += ["diffcli", "compiled"] if settings.runtime.compile else ["diffcli"]
+    if place.type == "cuda" and settings.runtime.cuda_graphs:
+        codes.append("eager")
+    codes += ["diffcli", "compiled"] if settings.runtime.compile is True else ["diffcli"]
     cases = []
     for work in plan.works:
         size = plan.size or _default_size(work, random_weights, model)
         for schedule in schedules:
             for wanted in plan.precisions:
                 precision = resolve_precision(wanted, place)
+                backbone_precision = resolve_backbone_precision(
+                    settings.runtime.backbone_precision, precision=precision, device=place
+                )
                 for batch in plan.batch_sizes:
                     case = Case(
                         work=work,
                         code="diffcli",
                         schedule=schedule,
                         precision=precision,
+                        backbone_precision=backbone_precision,
                         batch=batch,
                         width=size.width,
                         height=size.height,
@@ -94,8 +100,9 @@ def list_cases(
 
 def _as_published(case: Case, code: Code, place: torch.device) -> Case:
     """The same case for another code; the published one computes in fp16 on a GPU."""
-    half = code == "baseline" and place.type == "cuda" and case.precision != "float32"
-    return replace(case, code=code, precision="fp16" if half else case.precision)
+    if code == "baseline" and place.type == "cuda" and case.precision != "float32":
+        return replace(case, code=code, precision="fp16", backbone_precision="fp16")
+    return replace(case, code=code)
 
 
 def _with_schedule(model: ModelConfig, schedule: str) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 from diffcli.cli import data, machine, prediction, publishing, scoring, training
 from diffcli.cli.options import group
 from diffcli.errors import ConfigError, DiffError
+from diffcli.files import FULL
 from diffcli.runtime import distributed
 
 HELP = """Domain-generalised semantic segmentation on a frozen text-to-image diffusion model.
@@ -28,13 +30,20 @@ SHARED = ("train", "eval", "evaluate", "predict")
 
 
 class _Commands(TyperGroup):
-    """Turns Ctrl-C into an error like any other, before Typer ends the process without a word."""
+    """Turns Ctrl-C into an error like any other, and Typer's errors into plain words, before Typer prints them."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
+        except _USAGE_ERROR as error:
+            error.message = _in_plain_words(error.message)
+            raise
+
+
+_USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
+"""A wrong call; Typer exports this kind of it alone."""
 
 
 class Interrupted(DiffError):
@@ -46,6 +55,14 @@ class Interrupted(DiffError):
         super().__init__(
             "stopped", hint="what was written is whole and is kept; a training run continues with --resume"
         )
+
+
+def _in_plain_words(message: str) -> str:
+    """What Typer says of a wrong call, without the words of its validation library and without control characters."""
+    from diffcli.runtime.words import printable
+
+    choice = re.fullmatch(r"Value error, (.+) is not one of (.+?)\.?", message)
+    return printable(f"unknown {choice[1]}; choose one of {choice[2]}." if choice else message)
 
 
 app = group(
@@ -87,15 +104,13 @@ def _root(
 def main() -> None:
     """Run a command; a DiffError is printed in a line or two and ends the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a letter that the terminal lacks is spelled out, no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is spelled out
             stream.reconfigure(errors="backslashreplace")
     sys.exit(distributed.shut_down(_run()))
 
 
 def _run() -> int:
-    """The exit code of the command, which told its errors."""
+    """Run the command and print its errors; the exit code."""
     try:
         distributed.init_process_group()
         with distributed.only_main_prints():
@@ -113,10 +128,10 @@ def _report(error: Exception) -> int:
     """Print what went wrong and what to do, unless another process says so; the exit code."""
     from diffcli.runtime import console
 
-    told = distributed.error_to_report(error)
-    if told is None:
+    reported = distributed.error_to_report(error)
+    if reported is None:
         return error.exit_code if isinstance(error, DiffError) else 1
-    error = told
+    error = _full_disk(reported) or reported
     if isinstance(error, DiffError):
         message = f"{error.where}: {error.message}" if error.where else error.message
         console.fail(message, hint=error.hint)
@@ -125,9 +140,20 @@ def _report(error: Exception) -> int:
     place = f" in process {distributed.rank()}" if distributed.world_size() > 1 else ""
     console.fail(
         f"unexpected {type(error).__name__}{place}{f': {lines[0]}' if lines else ''}",
-        hint="a fault of diffcli or of a package it uses; run again with DIFFCLI_TRACEBACK=1 to see where",
+        hint="an error in diffcli or in a package that it uses; DIFFCLI_TRACEBACK=1 shows where",
     )
     return 1
+
+
+def _full_disk(error: Exception) -> DiffError | None:
+    """The error of a full disk in plain words, wherever it arose; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    return DiffError(
+        f"cannot be written: {error.strerror}",
+        where=str(error.filename or "the output"),
+        hint="make room, or write to another disk",
+    )
 
 
 def _program_name() -> str:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from diffcli.config.settings import RunConfig
+    from diffcli.config.settings import DataConfig, RunConfig
 
 T = TypeVar("T")
 
@@ -81,7 +81,29 @@ Domains = Annotated[
         autocompletion=complete_domains,
     ),
 ]
-Root = Annotated[Path | None, typer.Option(help="Folder that holds the domain.", show_default=False)]
+DataFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="YAML",
+        help="File whose data.eval is taken instead of the run's.",
+        show_default=False,
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(help="train, val or test of every domain.  [val]", show_default=False)
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Images of each domain at most.  [all]", show_default=False),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that holds the domains' folders, or the domain's folder.  [DIFFCLI_DATA]",
+        show_default=False,
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
 
 
@@ -98,11 +120,23 @@ def find_runs(names: Sequence[str] | None) -> list[Path]:
     return [find_run(name) for name in names] if names else [find_run(None)]
 
 
-def read_settings(config: Path, overrides: Sequence[str] | None) -> "RunConfig":
-    """The settings of a YAML file with the values of --set. Raises ConfigError where they do not validate."""
-    from diffcli.config.file import load_config
+def read_settings(config: Path, overrides: Sequence[str] | None, *, data: Path | None = None) -> "RunConfig":
+    """The settings of a YAML file, with the data part of another one, with the values of --set.
 
-    return load_config(config, overrides=overrides or ())
+    Raises:
+        ConfigError: they do not validate.
+    """
+    from diffcli.config.file import load_config, override
+
+    if data is None:
+        return load_config(config, overrides=overrides or ())
+    settings = load_config(config).model_copy(update={"data": load_config(data).data})
+    return override(settings, overrides or ())
+
+
+def read_data(config: Path | None) -> "DataConfig | None":
+    """The data part of a YAML file. Raises ConfigError where the file does not validate."""
+    return None if config is None else read_settings(config, None).data
 
 
 def join_names(names: Sequence[str] | None) -> str | None:

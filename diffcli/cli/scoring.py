@@ -6,17 +6,21 @@ from typing import Annotated
 import typer
 
 from diffcli.cli.options import (
+    DataFile,
     Device,
     Domains,
     Json,
+    Limit,
     Overrides,
     Root,
+    Split,
     complete_runs,
     examples,
     execute,
     find_runs,
     group,
     join_names,
+    read_data,
 )
 
 app = group()
@@ -34,6 +38,9 @@ def evaluate(
     ] = None,
     domain: Domains = None,
     root: Root = None,
+    config: DataFile = None,
+    split: Split = None,
+    limit: Limit = None,
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
@@ -49,13 +56,13 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a run on domains: IoU of every class, and their mean.  `evaluate` is the same command."""
-    runs = find_runs(run)  # before the seconds that the command's libraries take
+    runs, data = find_runs(run), read_data(config)  # before the seconds that the command's libraries take
     from diffcli.commands import evaluate as command
+    from diffcli.evaluation.domains import DomainChoice
 
     request = command.Request(
         runs=runs,
-        domains=join_names(domain),
-        root=root,
+        domains=DomainChoice(names=join_names(domain), root=root, data=data, split=split, limit=limit),
         overrides=overrides or (),
         output=output,
         device=device,
@@ -65,7 +72,8 @@ def evaluate(
 
 _EVAL = examples(
     "diff eval --domain acdc/night --root /data/acdc",
-    "diff eval --run first --run second --domain all --json",
+    "diff eval --run first --run second --domain acdc/night,bdd100k --root /data",
+    "diff eval --config my.yaml --split test --limit 50 --json",
 )
 app.command("eval", epilog=_EVAL)(evaluate)
 app.command("evaluate", hidden=True, epilog=_EVAL)(evaluate)
@@ -83,6 +91,7 @@ def compare(
     ],
     domain: Domains = None,
     root: Root = None,
+    config: DataFile = None,
     index: Annotated[
         int | None,
         typer.Option(metavar="N", help="Number of the image, from 0.  [the middle one]", show_default=False),
@@ -95,13 +104,13 @@ def compare(
     json: Json = False,
 ) -> None:
     """Show what several runs make of the same images, side by side."""
-    paths = find_runs(runs)
+    paths, data = find_runs(runs), read_data(config)
     from diffcli.commands import compare as command
+    from diffcli.evaluation.domains import DomainChoice
 
     request = command.Request(
         runs=paths,
-        domains=join_names(domain),
-        root=root,
+        domains=DomainChoice(names=join_names(domain), root=root, data=data),
         index=index,
         output=output,
         overrides=overrides or (),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffcli.cli.options import Config, Json, Overrides, examples, execute, group, read_settings
+from diffcli.errors import ConfigError
 
 app = group()
 
@@ -24,14 +25,37 @@ def init(
 
 
 @app.command(
-    epilog=examples("diff check my.yaml", "diff check my.yaml --set data.train=miniworld/clean --json")
+    epilog=examples(
+        "diff check my.yaml",
+        "diff check my.yaml --set data.train=miniworld/clean --json",
+        "diff check examples/cityscapes.yaml --config my-data.yaml",
+    )
 )
-def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+def check(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="YAML file with the settings.  [--config]", show_default=False),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="YAML",
+            help="File whose data part is taken instead of CONFIG's.",
+            show_default=False,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    json: Json = False,
+) -> None:
     """Validate settings, count the data and say what a run would cost."""
+    file = config or data
+    if file is None:
+        raise ConfigError("no settings are named", hint="diff check CONFIG.yaml")
+    settings = read_settings(file, overrides, data=data)
     from diffcli.commands import check as command
 
-    settings = read_settings(config, overrides)
-    execute(command.run, command.Request(config=settings, config_name=config.stem), json=json)
+    execute(command.run, command.Request(config=settings, config_name=file.stem), json=json)
 
 
 @app.command(

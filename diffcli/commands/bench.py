@@ -1,22 +1,22 @@
 """`diff bench`: how fast this machine runs the method, and what the published amount of work would cost on it.
 
-Every row is measured in a separate process (bench/cases.py): the median over repeats, without the warm-up.
+Every row is the median over repeats, without the warm-up (bench/cases.py).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from diffcli.bench.cases import Case, Measurement, Work, measure_all
 from diffcli.bench.plan import OWN, Plan, baseline_of, default_config, list_cases, machine, record
 from diffcli.config.file import override
 from diffcli.config.settings import RunConfig
-from diffcli.config.size import PixelSize
+from diffcli.config.size import size_option
 from diffcli.errors import ConfigError
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device
+from diffcli.runtime.words import counted
 
 SHORT: dict[str, str] = {"float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -85,10 +85,7 @@ def parse_plan(request: Request) -> Plan:
     batches = _listed(batch_sizes)
     if not all(text.isdigit() and int(text) for text in batches):
         raise ConfigError(f"--batch-sizes {batch_sizes!r}: numbers above 0", hint="for example 1,4")
-    try:
-        pixels = None if size is None else TypeAdapter(PixelSize).validate_python(size)
-    except ValidationError as error:
-        raise ConfigError(f"--size {size!r} cannot be read", hint="WIDTHxHEIGHT, as in 1024x512") from error
+    pixels = None if size is None else size_option("--size", size)
     return Plan(
         works[work],
         _listed(schedules),
@@ -105,22 +102,24 @@ def _listed(text: str) -> list[str]:
 
 
 def _print(rows: Sequence[tuple[Case, Measurement]], place: torch.device) -> None:
-    """Two tables a work: what one waits for, and what was done in that time."""
+    """Two tables for each kind of work: how long it takes, and what is done in that time."""
     facts = machine(place)
-    console.say(f"{facts['name']} ({facts['device']}), {facts['threads']} thread(s), torch {facts['torch']}")
+    threads = counted(torch.get_num_threads(), "thread")
+    console.say(f"{facts['name']} ({facts['device']}), {threads}, torch {facts['torch']}")
+    on_gpu = place.type == "cuda"
     for work in dict.fromkeys(case.work for case, _ in rows):
-        own = [row for row in rows if row[0].work == work]
-        first = own[0][0]
+        measured = [row for row in rows if row[0].work == work]
+        first = measured[0][0]
         what = "inference" if work == "inference" else "one training step (IPKL, two prompted classes)"
         console.table(
             f"\n{what}, {first.width}x{first.height}",
             [*_NAMES, "ms", "±%", "images/s", "MiB", "times faster"],
-            [_speed_row(case, found, rows) for case, found in own],
+            [_speed_row(case, found, rows) for case, found in measured],
         )
         console.table(
             "",
-            [*_NAMES, "U-Net", "GFLOP", "GFLOP/s", "% of matmul"],
-            [_work_row(case, found) for case, found in own],
+            [*_NAMES, "U-Net", "GFLOP", "GFLOP/s", "% of matmul", *(["% GPU busy"] if on_gpu else [])],
+            [_work_row(case, found) for case, found in measured],
             digits=1,
         )
 
@@ -147,4 +146,5 @@ def _speed_row(case: Case, found: Measurement, rows: Sequence[tuple[Case, Measur
 def _work_row(case: Case, found: Measurement) -> list[object]:
     rate = found.flop_per_second / 1e9
     share = 100 * found.share_of_matmul
-    return [*_names(case), found.unet_evaluations, found.flop / 1e9, rate, share]
+    busy = [] if found.gpu_busy is None else [100 * found.gpu_busy]
+    return [*_names(case), found.unet_evaluations, found.flop / 1e9, rate, share, *busy]

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import TypeAdapter, ValidationError
-
-from diffcli.config.size import PixelSize, Size
+from diffcli.config.size import size_option
 from diffcli.errors import ConfigError
 from diffcli.export.folder import refuse_foreign, write_folder
 from diffcli.export.networks import AGREEMENT, export_networks
@@ -43,7 +41,7 @@ def run(request: Request) -> None:
         DiffError: the folder holds something else, or cannot be written; the networks do not agree with the model.
     """
     _check_options(request)
-    size = None if request.size is None else _parse_size(request.size)
+    size = None if request.size is None else size_option("--size", request.size)
     trained, output = open_run(request.run), request.output
     refuse_foreign(output)
     if request.format == "folder":
@@ -64,10 +62,3 @@ def _check_options(request: Request) -> None:
         )
     if request.format == "folder" and request.size is not None:
         raise ConfigError("--size is for --format onnx and pt2", hint="a folder takes images of any size")
-
-
-def _parse_size(text: str) -> Size:
-    try:
-        return TypeAdapter[Size](PixelSize).validate_python(text)
-    except ValidationError:
-        raise ConfigError(f"--size {text}: not a size", hint="WIDTHxHEIGHT, as in --size 1024x512") from None

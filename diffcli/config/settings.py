@@ -38,6 +38,12 @@ class BackboneConfig(Settings):
     """What the U-Net's output is: auto asks the scheduler's config; epsilon and v_prediction state it (v is converted to noise); as_epsilon reads v as noise, as the published code did."""
     unet_weights: Path | None = None
     """State dict (.safetensors) that replaces the U-Net's weights, every name and shape matching: a fine-tuned U-Net, for example one of noise-free features (schedule: clean)."""
+    vae: str | None = None
+    """Where the VAE comes from instead of source: a hub id, a folder (of a whole model or of the VAE alone) or a file, for example a fine-tuned one."""
+    text_encoder: str | None = None
+    """Where text encoder and tokenizer come from instead of source, for a single file that holds none: a hub id, a folder or a file."""
+    allow_pickle: bool = False
+    """Read .bin, .ckpt and .pt weights too. Their tensors are read and none of the code that may be in them is run; .safetensors files are taken first."""
     random_weights: bool = False
     """Keep the U-Net's architecture but draw its weights at random (VAE and text encoder stay): the control of the ablation, never useful otherwise."""
 
@@ -125,6 +131,11 @@ class InversionConfig(Settings):
     def resolved_schedule(self) -> CustomSchedule:
         """The timesteps and saved steps that `schedule` names."""
         return self.schedule if isinstance(self.schedule, CustomSchedule) else SCHEDULES[self.schedule]
+
+    @property
+    def last_timestep(self) -> int:
+        """The largest timestep of the schedule: the diffusion model must have been trained with more."""
+        return max(self.resolved_schedule().timesteps)
 
     def evaluations(self, class_prompts: int) -> int:
         """U-Net evaluations of one image in which `class_prompts` distinct class prompts act (0: unconditional).
@@ -224,6 +235,8 @@ class DataConfig(Settings):
     """The one labelled source domain."""
     eval: tuple[DomainEntry, ...] = ()
     """Domains to evaluate on, during and after training."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """A training sample that cannot be used (damaged, of another size than its label): skip draws another one in its place and reports it, and stops where more than 1 % of the samples are bad; stop stops at the first."""
 
 
 class AugmentationConfig(Settings):
@@ -298,6 +311,8 @@ class TrainConfig(Settings):
     """Iterations between two lines of metrics.jsonl."""
     validate_interval: PositiveInt | None = 4000
     """Iterations between validations on data.eval; null validates at the end only."""
+    select_on: Literal["auto", "source", "targets"] = "auto"
+    """Where the best checkpoint is chosen: source takes the held-out part of the source (its val split or val_fraction; it is then evaluated too), targets the mean over the other domains, which is a look at what should be unseen; auto takes source where there is a held-out part. Domains that have a file in common with the training set never count."""
     checkpoint_interval: PositiveInt = 1000
     """Iterations between checkpoints to resume from."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
@@ -330,8 +345,8 @@ class RuntimeConfig(Settings):
     """auto: bf16 on a GPU that supports it, otherwise fp16; float32 on a CPU."""
     backbone_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     """Precision of the frozen half. auto: as precision, but on a GPU fp16 instead of bf16 where a test image stays finite in it: Stable Diffusion is published in fp16, and its features are ten times closer to float32 than in bf16."""
-    compile: bool = False
-    """Compile the U-Net (torch.compile) at its first use; takes minutes for each image size."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the U-Net (torch.compile) at its first use, which takes a minute or more for each image size. auto: on a CUDA GPU, where the work is long enough to repay it (thousands of images or iterations)."""
     cuda_graphs: Literal["auto"] | bool = "auto"
     """Launch each step of the U-Net on a GPU as one CUDA graph: the same numbers, far less waiting between kernels. auto: on every CUDA GPU."""
     data_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = "auto"

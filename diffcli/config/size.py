@@ -40,7 +40,9 @@ def size_option(option: str, text: str) -> Size:
     try:
         return parse_size(text)
     except ValueError as error:
-        raise ConfigError(f"{option}: {error}") from error
+        raise ConfigError(
+            f"{option} {text}: not a size", hint=f"WIDTHxHEIGHT, as in {option} 1024x512"
+        ) from error
 
 
 def _validate(value: object) -> Size:

@@ -15,7 +15,9 @@ from PIL import Image
 
 from diffcli.config.settings import ModelConfig
 from diffcli.drawing.pictures import Pixels, class_palette, error_map
-from diffcli.evaluation.scoring import DomainScores, Shown
+from diffcli.evaluation.domains import ClassMatch
+from diffcli.evaluation.evaluator import DomainScores, Shown
+from diffcli.evaluation.report import Report
 
 IMAGE_WIDTH = 420
 """Images are stored at most this wide."""
@@ -47,7 +49,7 @@ figcaption { font-size: 12px; color: var(--soft); }
 
 
 def html_report(
-    about: Mapping[str, Any],
+    report: Report,
     scores: Sequence[DomainScores],
     *,
     model: ModelConfig,
@@ -56,9 +58,10 @@ def html_report(
     """The page.
 
     Args:
-        about: what report.json holds.
+        report: what report.json holds.
         examples: samples to show of each domain.
     """
+    about = report.as_json()
     body = "\n".join(
         [
             *_head(about, scores),
@@ -68,7 +71,7 @@ def html_report(
             *_settings(about),
         ]
     )
-    title = f"{escape(str(about['run']))} – evaluation"
+    title = f"{escape(str(about.get('run', '')))} – evaluation"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width">\n<style>{_STYLE}</style></head>\n'
@@ -80,8 +83,12 @@ def _head(about: Mapping[str, Any], scores: Sequence[DomainScores]) -> Iterator[
     facts = [
         f"{key} {about[key]}"
         for key in ("checkpoint", "iteration", "backbone", "precision", "device", "time")
+        if key in about
     ]
-    yield f"<h1>{escape(str(about['run']))}</h1><p>{escape(' · '.join(facts))}</p>"
+    yield f"<h1>{escape(str(about.get('run', '')))}</h1><p>{escape(' · '.join(facts))}</p>"
+    for entry in (entry for entry in about["domains"] if entry["class_match"]):
+        match = ClassMatch.model_validate(entry["class_match"])
+        yield f'<div class="warning">{escape(entry["name"])}: {escape(str(match))}</div>'
     for one in (one for one in scores if one.skipped):
         problems = "\n".join(str(problem).splitlines()[0] for problem in one.problems)
         yield (
@@ -184,7 +191,7 @@ def _cell(share: float, *, right: bool, title: str) -> str:
 def _settings(about: Mapping[str, Any]) -> Iterator[str]:
     rows = [[escape(key), f"<td>{escape(str(value))}</td>"] for key, value in about["eval"].items()]
     yield "<h2>Settings</h2>"
-    yield _table(["eval", "value"], [*rows, ["diffcli", f"<td>{escape(about['diffcli'])}</td>"]])
+    yield _table(["eval", "value"], [*rows, ["diffcli", f"<td>{escape(about.get('diffcli', ''))}</td>"]])
 
 
 def _table(

@@ -12,6 +12,7 @@ from diffcli.config.settings import EvalConfig
 from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel
+from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import class_palette
@@ -22,11 +23,9 @@ from diffcli.export.programs import LARGEST_BATCH, Part, named_parts, write_onnx
 from diffcli.export.runner import (
     DECODER,
     ENCODER,
-    MEAN,
     NOISE,
-    SCALE,
     STEP,
-    ExportedModel,
+    ExportedNetwork,
     Floats,
     Kind,
     describe,
@@ -167,7 +166,7 @@ def _stored_noise(model: SegmentationModel, padded: tuple[int, int]) -> Floats:
     return torch.cat(draws).numpy() if draws else np.zeros((0, *shape[1:]), dtype=np.float32)
 
 
-def compare(model: SegmentationModel, exported: ExportedModel, *, size: Size) -> Check:
+def compare(model: SegmentationModel, exported: ExportedNetwork, *, size: Size) -> Check:
     """Run both on rendered scenes, in one batch, under the stored noise."""
     scenes = [resize_image(render(0, index, domain)[0], size) for domain, index in CHECKED]
     images = to_model_range(scenes)
@@ -232,8 +231,8 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
             "largest_batch": LARGEST_BATCH,
             "layout": "B,3,H,W float32, RGB",
             "range": [-1, 1],
-            "mean": MEAN,
-            "scale": SCALE,
+            "mean": PIXEL_MEAN,
+            "scale": PIXEL_SCALE,
         },
         output="B,classes,H,W float32 logits of the padded input's size",
         noise={
@@ -282,9 +281,9 @@ A semantic segmentation model of {len(facts["classes"])} classes as networks for
 diff predict images/ -o masks/ --model {name}
 ```
 
-Elsewhere: an RGB image, resized to {size}, as (pixel - {MEAN}) / {SCALE}, B,3,H,W float32, padded right and bottom with
-0 to multiples of {facts["input"]["multiple"]}. `noise` is `{NOISE}` (for every image of the batch), or a standard
-normal draw of that shape. Then
+Elsewhere: an RGB image, resized to {size}, as (pixel - {PIXEL_MEAN}) / {PIXEL_SCALE}, B,3,H,W float32,
+padded right and bottom with 0 to multiples of {facts["input"]["multiple"]}. `noise` is `{NOISE}` (for every image
+of the batch), or a standard normal draw of that shape. Then
 
 ```
 {loop}

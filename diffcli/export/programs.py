@@ -24,7 +24,7 @@ from diffcli.runtime.device import resolve_device
 LARGEST_BATCH = 31
 """Images a call. From 64 rows on the U-Net's up-sampling takes another path, and an image may need two rows."""
 
-Network = Callable[..., list[NDArray[np.float32]]]
+RunPart = Callable[..., list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _exporters_quiet() -> Iterator[None]:
             logger.setLevel(before)
 
 
-def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, Network]:
+def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, RunPart]:
     """Programs that `write_program` wrote, part -> a function from arrays to arrays.
 
     Raises:
@@ -141,7 +141,7 @@ def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None)
     """
     place = resolve_device(device or "auto")
 
-    def load(file: Path) -> Network:
+    def load(file: Path) -> RunPart:
         try:
             with _exporters_quiet():
                 module = torch.export.load(str(file)).module()

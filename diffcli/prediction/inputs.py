@@ -17,9 +17,9 @@ from diffcli.config.size import Size
 from diffcli.data.images import read_image
 from diffcli.data.labels import read_pixels
 from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
-from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import DataError, DiffError
+from diffcli.prediction.segmenter import at_network_size
 from diffcli.prediction.video import Video, is_video
 
 READERS, READ_AHEAD = 2, 16
@@ -281,7 +281,7 @@ class Reader:
 
     def _read(self, job: Job, image: Pixels) -> Read:
         reference = None if job.reference is None else read_reference(job.reference, classes=self.classes)
-        seen = image if self.size is None else resize_image(image, self.size)
+        seen = at_network_size(image, self.size)
         size = (image.shape[0], image.shape[1])
         return Read(job, seen, size, image if self.keep else None, reference)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
@@ -19,8 +18,7 @@ from diffcli.errors import ConfigError, DiffError
 from diffcli.files import write_atomically, write_text
 from diffcli.prediction.coco import annotations
 from diffcli.prediction.inputs import Job, Read
-
-Scores = NDArray[np.float32]
+from diffcli.prediction.planes import Plane, Planes
 
 SUFFIXES: Mapping[str, str] = {
     "mask": ".png",
@@ -36,26 +34,6 @@ SUFFIXES: Mapping[str, str] = {
 VIDEO_KIND, HEATMAP_KIND = "video", "heatmap"
 KINDS = (*SUFFIXES, VIDEO_KIND)
 """What --write takes."""
-
-
-@dataclass(frozen=True)
-class Planes:
-    """What a model makes of one image, at the file's size (H,W)."""
-
-    mask: Pixels
-    """Train ids."""
-    confidence: Scores | None = None
-    """Probability of the predicted class, 0..1."""
-    score: Scores | None = None
-    """Probability of one chosen class, 0..1."""
-    uncertainty: Scores | None = None
-    """Disagreement of several draws of noise, 0..1."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all planes."""
-        planes = (self.mask, self.confidence, self.score, self.uncertainty)
-        return sum(plane.nbytes for plane in planes if plane is not None)
 
 
 @dataclass(frozen=True)
@@ -293,6 +271,6 @@ def label_ids(classes: Sequence[str]) -> Pixels:
     return table
 
 
-def grey(scores: Scores) -> Image.Image:
-    """Scores 0..1 as an 8-bit grey picture: 255 is 1."""
-    return Image.fromarray(np.asarray(scores.clip(0, 1) * np.float32(255) + np.float32(0.5), dtype=np.uint8))
+def grey(plane: Plane) -> Image.Image:
+    """Values 0..1 as an 8-bit grey picture: 255 is 1."""
+    return Image.fromarray(np.asarray(plane.clip(0, 1) * np.float32(255) + np.float32(0.5), dtype=np.uint8))

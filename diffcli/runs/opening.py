@@ -3,16 +3,19 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from diffcli.config.file import load_config, override
 from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, RuntimeConfig
 from diffcli.core.model import DTYPES, SegmentationModel, build_model
 from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
-from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, check_files
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
@@ -42,8 +45,13 @@ class OpenRun:
         path = self.path.resolve()
         return path.stem if path.is_file() else short_name(path) or path.name
 
-    def load_model(self, *, device: str | None = None, precision: str | None = None) -> SegmentationModel:
+    def load_model(
+        self, *, device: str | None = None, precision: str | None = None, images: int = 0
+    ) -> SegmentationModel:
         """Build the model and load its weights; None takes the settings' own choice (auto, unless overridden).
+
+        Args:
+            images: how many it is going to segment, as far as that is known; `runtime.compile: auto` depends on it.
 
         Raises:
             ConfigError: the device is not there.
@@ -65,14 +73,22 @@ class OpenRun:
         )
         load_state(model, self.checkpoint.state, where=str(self.weights))
         check_fingerprint(model, self.checkpoint, where=str(self.weights))
-        prepare_unet(model, runtime)
+        prepare_unet(model, runtime, images=images)
         return model
 
 
-def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
+COMPILE_REPAYS = 100_000
+"""U-Net evaluations from which compiling repays itself on a GPU: it takes minutes, and saves about 2 ms of each
+evaluation of Stable Diffusion 2.1 at 512x512 (6.3 ms against 4.4 ms on an H200)."""
+
+
+def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig, *, images: int) -> None:
     """Check the backbone's precision, then capture and compile the U-Net as the settings say.
 
     What is waited for, or differs from what was expected, is reported.
+
+    Args:
+        images: how many the model is going to see.
 
     Raises:
         ConfigError: CUDA graphs are asked for on another device.
@@ -88,9 +104,17 @@ def prepare_unet(model: SegmentationModel, runtime: RuntimeConfig) -> None:
         )
     if runtime.cuda_graphs and on_cuda:
         model.capture()
-    if runtime.compile:
+    evaluations = images * model.extractor.schedule.evaluated_steps
+    if wants_compile(runtime.compile, device=model.device, evaluations=evaluations):
         console.say("the U-Net is compiled at its first use, which takes a minute or more")
         model.compile()
+
+
+def wants_compile(setting: bool | str, *, device: torch.device, evaluations: int) -> bool:
+    """Whether `runtime.compile` means to compile for so many U-Net evaluations; auto does on a CUDA GPU alone."""
+    if setting == "auto":
+        return device.type == "cuda" and evaluations >= COMPILE_REPAYS
+    return bool(setting)
 
 
 def settle_precision(model: SegmentationModel) -> None:
@@ -113,6 +137,7 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     path = Path(path)
     weights = locate_checkpoint(path)
     checkpoint = read_checkpoint(weights)
+    _check_exported(path)
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
@@ -141,11 +166,28 @@ def locate_checkpoint(path: Path) -> Path:
     )
 
 
+def _check_exported(path: Path) -> None:
+    """An exported folder holds what was written into it.
+
+    Raises:
+        CheckpointError: its facts are damaged, or a file does not match its checksum.
+    """
+    facts = path / EXPORT_FACTS
+    if not facts.is_file():
+        return
+    try:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8"))["checksums"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
+    check_files(path, checksums)
+
+
 def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            own = {"source": str(source), "revision": None, "unet_weights": None}
-            backbone = model.backbone.model_copy(update=own)
+            moved = {"source": str(source), "revision": None, "allow_pickle": False}
+            moved |= dict.fromkeys(("unet_weights", "vae", "text_encoder"))
+            backbone = model.backbone.model_copy(update=moved)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model

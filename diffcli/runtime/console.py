@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
 from rich.text import Text
+
+from diffcli.runtime.tables import cells, plain_table, styled_table
+from diffcli.runtime.words import UNSAFE, printable, wrap_words
 
 PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines in a pipe."""
@@ -29,21 +31,29 @@ def _data() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def _print_words(text: str, *, label: str = "", style: str = "") -> None:
+    """A paragraph on stderr: wrapped between words in a terminal, as it is in a pipe."""
+    console, text = _words(), printable(text)
+    if console.is_terminal:
+        text = wrap_words(label + text, console.width)[len(label) :]
+    console.print(Text.assemble((label, style), text))
+
+
 def say(text: str) -> None:
     """Print a line of words on stderr; above the progress bar if one is shown."""
-    _words().print(Text(text))
+    _print_words(text)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr; what matters first, the remedy after it."""
-    _words().print(Text.assemble(("warning: ", "bold yellow"), text))
+    _print_words(text, label="warning: ", style="bold yellow")
 
 
 def fail(message: str, *, hint: str | None = None) -> None:
     """Print why a command ended, and what to do about it, on stderr."""
-    _words().print(Text.assemble(("error: ", "bold red"), message))
+    _print_words(message, label="error: ", style="bold red")
     if hint:
-        _words().print(Text.assemble(("  -> ", "bold"), hint))
+        _print_words(hint, label="  -> ", style="bold")
 
 
 _json_only: ContextVar[bool] = ContextVar("json_only", default=False)
@@ -62,7 +72,7 @@ def json_only(wanted: bool = True) -> Iterator[None]:
 def print_text(text: str) -> None:
     """Print text as it is on stdout, unless stdout is for JSON alone."""
     if not _json_only.get():
-        _data().print(Text(text))
+        _data().print(Text(printable(text)))
 
 
 def print_record(value: Any) -> None:
@@ -73,7 +83,8 @@ def print_record(value: Any) -> None:
     if not _json_only.get():
         return
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str), flush=True)
+    text = json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str)
+    print(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def table(
@@ -103,12 +114,14 @@ def table(
         all(isinstance(row[i], int | float | None) for row in [*body, *foot]) and bool(body or foot)
         for i in range(len(columns))
     ]
-    head = [_cells(row, digits) for row in body]
-    tail = [_cells(row, digits) for row in foot]
+    title, columns = printable(title), cells(columns, digits)
+    head = [cells(row, digits) for row in body]
+    tail = [cells(row, digits) for row in foot]
     if console.is_terminal:
-        console.print(_styled_table(title, columns, head, tail, numeric), soft_wrap=False)
+        styled = styled_table(title, columns, head, tail, numeric, width=console.width)
+        console.print(styled, soft_wrap=False)
     else:
-        print("\n".join(_plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
+        print("\n".join(plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
 
 
 def share_bar(share: float, width: int) -> str:
@@ -152,8 +165,15 @@ def progress(
     elif _live:
         yield from _add_bar(_live[-1], state)
     else:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn())
-        with Progress(*columns, TextColumn("{task.fields[facts]}"), console=_words(), transient=True) as live:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(20),
+            MofNCompleteColumn(),
+        )
+        with Progress(
+            *columns, TextColumn("{task.fields[facts]}", markup=False), console=_words(), transient=True
+        ) as live:
             _live.append(live)
             try:
                 yield from _add_bar(live, state)
@@ -170,7 +190,7 @@ class _State:
     """Steps done, fields and the clock of one task."""
 
     def __init__(self, description: str, total: int, completed: int, unit: str, per_step: int) -> None:
-        self.description, self.total, self.completed = description, total, completed
+        self.description, self.total, self.completed = printable(description), total, completed
         self.unit, self.per_step = unit, per_step
         self.fields: dict[str, object] = {}
         self._marks = [(time.monotonic(), completed)]
@@ -213,7 +233,7 @@ class _PlainBar:
             self._show()
 
     def describe(self, description: str) -> None:
-        self.state.description = description
+        self.state.description = printable(description)
 
     def finish(self) -> None:
         if self.state.completed != self._shown:
@@ -235,8 +255,8 @@ class _RichBar:
         self.live.update(self.task, completed=self.state.completed, facts=self.state.facts())
 
     def describe(self, description: str) -> None:
-        self.state.description = description
-        self.live.update(self.task, description=description)
+        self.state.description = printable(description)
+        self.live.update(self.task, description=self.state.description)
 
 
 def _add_bar(live: Progress, state: _State) -> Iterator[Bar]:
@@ -255,74 +275,7 @@ def clock(seconds: float) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _cells(row: Sequence[object], digits: int) -> list[str]:
-    return [_cell(value, digits) for value in row]
-
-
-def _cell(value: object, digits: int) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def _plain_table(
-    title: str,
-    columns: Sequence[str],
-    body: list[list[str]],
-    foot: list[list[str]],
-    numeric: list[bool],
-) -> Iterator[str]:
-    """Lines of aligned text; column widths are those of the longest cell."""
-    rows = [list(columns), *body, *foot]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-
-    def line(row: list[str]) -> str:
-        cells = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    if title:
-        yield title
-    if any(columns):
-        yield line(list(columns))
-        yield rule
-    yield from map(line, body)
-    if foot:
-        yield rule
-        yield from map(line, foot)
-
-
-def _styled_table(
-    title: str,
-    columns: Sequence[str],
-    body: list[list[str]],
-    foot: list[list[str]],
-    numeric: list[bool],
-) -> Table:
-    """The same table for a terminal: long names fold onto a second line, numbers never."""
-    result = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        show_header=any(columns),
-    )
-    for name, right in zip(columns, numeric, strict=True):
-        justify, style = ("right", "") if right else ("left", "cyan" if not result.columns else "")
-        result.add_column(Text(name), justify=justify, style=style, no_wrap=right, overflow="fold")  # type: ignore[arg-type]
-    for row in body:
-        result.add_row(*map(Text, row))
-    if foot:
-        result.add_section()
-    for row in foot:
-        result.add_row(*map(Text, row), style="bold")
-    return result
+    return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
 
 
 def _jsonable(value: Any) -> Any:

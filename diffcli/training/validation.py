@@ -6,9 +6,10 @@ import numpy as np
 
 from diffcli.data.dataset import Domain
 from diffcli.errors import DataError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation.groups import score_all
-from diffcli.evaluation.scoring import DomainScores, evaluate_domain
+from diffcli.evaluation.evaluator import DomainScores, evaluate_domain
+from diffcli.evaluation.parts import score_all
+from diffcli.evaluation.report import counted
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import BEST
 from diffcli.runtime import console
@@ -17,20 +18,20 @@ from diffcli.training.trainer import Trainer
 
 
 def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
-    """Evaluate on every target domain, log the scores and keep the best checkpoint (by mean mIoU over domains).
+    """Evaluate on every target domain, log the scores and keep the best checkpoint (`Selection`).
 
     A domain or sample that cannot be read costs no training: it is left out and reported in the second value.
     """
     model, config = trainer.model, trainer.config
+    segmenter = trained_segmenter(model, config.eval)
     problems: list[str] = []
 
     def score(domain: Domain) -> DomainScores | None:
         with console.progress(f"evaluate {domain.name}", len(domain)) as bar:
             try:
                 found = evaluate_domain(
-                    model,
+                    segmenter,
                     domain,
-                    config.eval,
                     workers=resolve_data_workers(config.runtime.data_workers),
                     progress=bar.update,
                 )
@@ -52,12 +53,19 @@ def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
 
 
 def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
-    """Log and print the mIoU of every domain, and keep the checkpoint where their mean is the best so far."""
+    """Log and print the mIoU of every domain, and keep the checkpoint if it is the best so far."""
     means = {one.name: one.scores.mean_iou for one in scores}
-    mean = float(np.nanmean([means[name] for name in score_report.counted([*means])]))
+    mean = _mean(means, [*means])
     trainer.log({"mean_iou": mean, **{f"mean_iou/{name}": value for name, value in means.items()}})
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
     console.say(f"iteration {trainer.iteration}: mIoU {listed}")
-    if trainer.accelerator.is_main_process and mean > trainer.best.get("mean_iou", -1.0):
-        trainer.best = {"iteration": trainer.iteration, "mean_iou": mean}
+    chosen = _mean(means, trainer.selection.domains)
+    if trainer.accelerator.is_main_process and chosen > trainer.best.get("mean_iou", -1.0):
+        trainer.best = {"iteration": trainer.iteration, "mean_iou": chosen}
         save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
+
+
+def _mean(means: dict[str, float], names: Sequence[str]) -> float:
+    """Mean over the domains of these names that were scored; not a number where there are none."""
+    values = [means[name] for name in counted([name for name in names if name in means])]
+    return float(np.nanmean(values)) if values else float("nan")

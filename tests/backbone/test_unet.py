@@ -31,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "like the shipped one": {"only_cross_attention": (True, False, False, False), "norm_num_groups": 4},
     "two transformer blocks": {"transformer_layers_per_block": 2},
     "one layer a block": {"layers_per_block": 1},
+    "no middle block": {"mid_block_type": None},
     "another embedding of time": {"flip_sin_to_cos": False, "freq_shift": 1},
 }
 PROMPTS = ["", "a street", ""]

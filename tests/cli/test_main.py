@@ -163,3 +163,46 @@ def test_a_closed_pipe_is_no_fault(repository: Path, tmp_path: Path) -> None:
     assert "Traceback" not in words
     assert "unexpected" not in words
     assert "BrokenPipe" not in words
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_fault(closed: str, repository: Path, tmp_path: Path) -> None:
+    result = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m diffcli domains {closed}"],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_below_stdout_is_said(repository: Path, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "diffcli", "domains"],
+            env={**os.environ, "PYTHONPATH": str(repository)},
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        "error: the output: cannot be written: No space left on device",
+        "  -> make room, or write to another disk",
+    ]
+
+
+def test_a_wrong_choice_and_a_strange_word_are_said_in_plain_words(cli: Any) -> None:
+    wrong = cli("export", "x", "-o", "y", "--format", "foo")
+    assert wrong.returncode == 2
+    assert "unknown 'foo'; choose one of 'folder', 'onnx', 'pt2'." in wrong.stderr
+    assert "Value error" not in wrong.stderr
+    strange = cli("doctor", "a\x1b[2Jb")
+    assert strange.returncode == 2
+    assert "\x1b" not in strange.stderr

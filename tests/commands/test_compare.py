@@ -17,6 +17,7 @@ from diffcli.core.model import SegmentationModel, build_model
 from diffcli.drawing.figures import PANEL_WIDTH, Compared, compared_picture
 from diffcli.drawing.pictures import GAP
 from diffcli.errors import ConfigError, DiffError
+from diffcli.evaluation.domains import DomainChoice
 from diffcli.runs import opening
 from diffcli.runs.checkpoint import load_model, save_checkpoint
 from diffcli.runs.folder import LAST
@@ -47,7 +48,11 @@ def test_runs_stand_side_by_side_under_the_same_noise(
     with console.json_only():
         compare.run(
             compare.Request(
-                runs=[tiny_run, twin], domains=names, output=tmp_path / "c.png", index=3, device="cpu"
+                runs=[tiny_run, twin],
+                domains=DomainChoice(names=names),
+                output=tmp_path / "c.png",
+                index=3,
+                device="cpu",
             )
         )
     told = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from PIL import Image
 
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
-from diffcli.config.settings import RunConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import DataConfig, RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST
+from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 
 
@@ -88,15 +92,18 @@ def test_domains_by_name_and_overrides(
 ) -> None:
     """A name of the run's own means that entry (two scenes, not the default); `folder` takes --root."""
     with console.json_only():
-        evaluate.run(evaluate.Request(runs=[tiny_run], domains="miniworld/night", output=tmp_path / "a"))
+        evaluate.run(
+            evaluate.Request(
+                runs=[tiny_run], domains=DomainChoice(names="miniworld/night"), output=tmp_path / "a"
+            )
+        )
     assert printed_json(capsys)["domains"][0]["samples"] == 2  # type: ignore[index]
     overrides = ["eval.size=64x64", "eval.flip=true"]
     with console.json_only():
         evaluate.run(
             evaluate.Request(
                 runs=[tiny_run],
-                domains="folder",
-                root=own_domain(),
+                domains=DomainChoice(names="folder", root=own_domain()),
                 overrides=overrides,
                 output=tmp_path / "b",
             )
@@ -105,7 +112,9 @@ def test_domains_by_name_and_overrides(
     assert told["domains"][0]["samples"] == 3  # type: ignore[index]
     assert told["domains"][0]["unet_evaluations_per_image"] == 2  # type: ignore[index]
     with pytest.raises(ConfigError, match="nonsense"):
-        evaluate.run(evaluate.Request(runs=[tiny_run], domains="nonsense", output=tmp_path / "c"))
+        evaluate.run(
+            evaluate.Request(runs=[tiny_run], domains=DomainChoice(names="nonsense"), output=tmp_path / "c")
+        )
 
 
 def test_a_bad_label_is_told_at_the_end_after_the_work(
@@ -113,7 +122,11 @@ def test_a_bad_label_is_told_at_the_end_after_the_work(
 ) -> None:
     with pytest.raises(DataError, match="not every domain was evaluated in full") as caught:
         evaluate.run(
-            evaluate.Request(runs=[tiny_run], domains="folder", root=own_domain(99), output=tmp_path / "out")
+            evaluate.Request(
+                runs=[tiny_run],
+                domains=DomainChoice(names="folder", root=own_domain(99)),
+                output=tmp_path / "out",
+            )
         )
     assert "99" in caught.value.message
     assert "1.png" in caught.value.message
@@ -136,7 +149,9 @@ def test_one_missing_domain_is_said_before_anything_is_loaded(tiny_run: Path, tm
     with pytest.raises(DataError):
         evaluate.run(
             evaluate.Request(
-                runs=[tiny_run], domains="cityscapes", root=tmp_path / "nowhere", output=tmp_path / "out"
+                runs=[tiny_run],
+                domains=DomainChoice(names="cityscapes", root=tmp_path / "nowhere"),
+                output=tmp_path / "out",
             )
         )
     assert not (tmp_path / "out").exists()
@@ -270,3 +285,34 @@ def test_the_page_needs_no_network_and_escapes_names(
     assert page.tags.count("img") == 2 * 4  # the other two images: image, truth, prediction, errors
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "url(" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_data_file_split_and_limit_for_a_run(tiny_run: Path, own_domain: Callable[..., Path]) -> None:
+    """--config takes the file's data.eval, a name chooses among it; --split and --limit go for every domain."""
+    data = DataConfig(
+        eval=(domain_config("folder", root=own_domain(), name="mine"), domain_config("miniworld/fog"))
+    )
+    trained = open_run(tiny_run)
+    both = wanted_domains(trained, DomainChoice(data=data, limit=1))
+    assert [(entry.name or entry.domain, entry.limit) for entry in both] == [
+        ("mine", 1),
+        ("miniworld/fog", 1),
+    ]
+    [one] = wanted_domains(trained, DomainChoice(names="mine", data=data, split="test"))
+    assert (one.name, one.split) == ("mine", "test")
+    with pytest.raises(ConfigError, match="do not go together"):
+        wanted_domains(trained, DomainChoice(data=data, root=Path("x")))
+    with pytest.raises(ConfigError, match=r"data\.eval of this file is empty"):
+        wanted_domains(trained, DomainChoice(data=DataConfig()))
+
+
+def test_repeated_domains_are_all_kept(cli: Any, tiny_run: Path, own_domain: Callable[..., Path]) -> None:
+    mine = own_domain()
+    (mine.parent / "data.yaml").write_text(
+        f"data: {{eval: [{{domain: folder, root: {mine}, name: mine}}]}}\n"
+    )
+    words = ["--domain", "mine", "--domain", "miniworld/fog,miniworld/rain", "--limit", "1", "--json"]
+    result = cli("eval", "--run", tiny_run, "--config", mine.parent / "data.yaml", *words)
+    assert result.returncode == 0, result.stderr
+    found = [(one["name"], one["samples"]) for one in json.loads(result.stdout)["domains"]]
+    assert found == [("mine", 1), ("miniworld/fog", 1), ("miniworld/rain", 1)]

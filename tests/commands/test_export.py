@@ -164,8 +164,8 @@ def test_importing_diffcli_is_instant_and_its_names_are_there() -> None:
     code = "import sys, diffcli; assert 'torch' not in sys.modules; print(diffcli.__version__)"
     home = Path(diffcli.__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=home)
-    assert {"load", "segment", "SegmentationModel"} <= set(dir(diffcli))
-    assert diffcli.segment.__module__ == diffcli.SegmentationModel.__module__ == "diffcli.core.model"
+    assert {"load", "SegmentationModel"} <= set(dir(diffcli))
+    assert diffcli.SegmentationModel.__module__ == "diffcli.core.model"
     with pytest.raises(AttributeError, match="nothing"):
         diffcli.nothing  # type: ignore[attr-defined]  # noqa: B018
 

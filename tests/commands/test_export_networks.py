@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli.api.model import load
+from diffcli.api.model import TrainedModel, load
 from diffcli.commands import export, predict
 from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
@@ -28,7 +28,6 @@ from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.export.networks import check_networks
 from diffcli.export.runner import open_exported, to_model_range
-from diffcli.prediction.inference import segment_images
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import CONFIG, LAST
 
@@ -132,10 +131,9 @@ def test_predict_without_pytorch(onnx_export: Path, tiny_run: Path, photos: Path
         assert mask.shape == image.shape[:2]
         assert (photos.parent / "masks" / f"{path.stem}_confidence.png").is_file()
         assert (photos.parent / "masks" / f"{path.stem}_road_heatmap.png").is_file()
-        (wanted,) = segment_images(
-            model, [small(image)], sizes=[mask.shape], identities=["export"], config=settings
-        )
-        assert (mask == wanted.numpy()).mean() >= 0.999
+        wanted = TrainedModel(model, settings).predict(image, identity="export")
+        assert (mask == wanted).mean() >= 0.999
+        assert np.array_equal(load(onnx_folder).predict(path), mask)
     assert len((photos.parent / "masks" / "predictions.jsonl").read_text().splitlines()) == 3
 
 

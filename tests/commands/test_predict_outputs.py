@@ -20,8 +20,8 @@ from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.prediction.inputs import plan
+from diffcli.prediction.manifest import MANIFEST
 from diffcli.prediction.outputs import Outputs
-from diffcli.prediction.writers import MANIFEST
 
 
 @pytest.fixture

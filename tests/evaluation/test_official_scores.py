@@ -17,6 +17,7 @@ from diffcli.commands import evaluate, submit
 from diffcli.config.domain import domain_config
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.dataset import open_domain
+from diffcli.evaluation.domains import DomainChoice
 
 IMAGES = 5
 
@@ -85,7 +86,12 @@ def test_a_submission_of_labelled_images_scores_as_diff_eval_says(
         )
     )
     evaluate.run(
-        evaluate.Request(runs=[tiny_run], domains="cityscapes", root=cityscapes, output=told, device="cpu")
+        evaluate.Request(
+            runs=[tiny_run],
+            domains=DomainChoice(names="cityscapes", root=cityscapes),
+            output=told,
+            device="cpu",
+        )
     )
     with zipfile.ZipFile(zipped) as archive:
         archive.extractall(cityscapes / "results")

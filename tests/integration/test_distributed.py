@@ -22,6 +22,7 @@ from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import DataError
+from diffcli.evaluation.domains import DomainChoice
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.runtime import console
@@ -183,8 +184,7 @@ def test_eval_gives_the_numbers_of_one_process(
         evaluate.run(
             evaluate.Request(
                 runs=[tiny_run],
-                domains="folder",
-                root=pictures,
+                domains=DomainChoice(names="folder", root=pictures),
                 output=tmp_path / "alone",
                 overrides=["eval.batch_size=2"],
             )

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diffcli.errors import DiffError
-from diffcli.prediction.writers import Manifest, WriterPool
+from diffcli.prediction.manifest import Manifest
+from diffcli.prediction.writers import WriterPool
 
 
 def test_a_writer_s_error_is_raised_and_the_others_are_written() -> None:

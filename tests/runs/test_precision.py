@@ -6,7 +6,7 @@ import torch
 from diffcli.config.settings import ModelConfig
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.errors import ConfigError
-from diffcli.runs.opening import settle_precision
+from diffcli.runs.opening import COMPILE_REPAYS, settle_precision, wants_compile
 from diffcli.runtime.device import resolve_backbone_precision
 from tests.fixtures.models import TINY_MODEL
 
@@ -46,3 +46,11 @@ def test_a_backbone_that_overflows_in_fp16_runs_in_bf16(
     assert half.extractor.backbone.dtype == torch.bfloat16
     assert "overflow in fp16: the diffusion model runs in bf16" in capsys.readouterr().err
     assert half.extractor.is_finite()
+
+
+def test_auto_compiles_long_work_on_a_gpu_alone() -> None:
+    assert wants_compile("auto", device=CUDA, evaluations=COMPILE_REPAYS)
+    assert not wants_compile("auto", device=CUDA, evaluations=COMPILE_REPAYS - 1)
+    assert not wants_compile("auto", device=CPU, evaluations=10 * COMPILE_REPAYS)
+    assert wants_compile(True, device=CPU, evaluations=0)
+    assert not wants_compile(False, device=CUDA, evaluations=10 * COMPILE_REPAYS)

@@ -38,6 +38,25 @@ def test_words_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(err.splitlines()[0]) > 150
 
 
+def test_names_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\x9b1m\x07\u202e\x7f\udce9\rb"
+    shown = "a\\x1b[2J\\x9b1m\\x07\\u202e\\x7f\\xe9\\x0db"
+    console.say(name)
+    console.warn(name)
+    console.fail(name, hint=name)
+    console.print_text(name)
+    console.table(name, ["name", name], [[f"{name}\n", 1]])
+    with console.progress(name, 1) as bar:
+        bar.update(file=name)
+    with console.json_only():
+        console.print_record({name: name})
+    out, err = capsys.readouterr()
+    assert not {letter for letter in out + err if letter != "\n" and not letter.isprintable()}
+    assert err.count(shown) == 6
+    assert f"{shown}\\n" in out
+    assert json.loads(out[out.index("{\n") :]) == {name: name}
+
+
 def test_json_is_json_even_where_numbers_are_not(capsys: pytest.CaptureFixture[str]) -> None:
     console.print_record("only where stdout is for JSON")
     with console.json_only():
