@@ -133,7 +133,7 @@ def test_predict_without_pytorch(onnx_export: Path, tiny_run: Path, photos: Path
         assert (photos.parent / "masks" / f"{path.stem}_road_heatmap.png").is_file()
         wanted = TrainedModel(model, settings).predict(image, identity="export")
         assert (mask == wanted).mean() >= 0.999
-        assert np.array_equal(load(onnx_folder).predict(path), mask)
+        assert np.array_equal(load(onnx_export).predict(path), mask)
     assert len((photos.parent / "masks" / "predictions.jsonl").read_text().splitlines()) == 3
 
 
