@@ -199,9 +199,9 @@ def _held_out(source: DomainConfig) -> list[list[object]]:
 
 def _seen_at(config: RunConfig) -> str:
     entries = config.data.eval
-    own = sum(entry.eval_size is not None for entry in entries)
+    different = sum(entry.eval_size is not None for entry in entries)
     return f"at {config.eval.size or 'the size of each image'}" + (
-        f" ({own} of {counted(len(entries), 'domain')} at sizes of their own)" if own else ""
+        f" ({different} of {counted(len(entries), 'domain')} at another size)" if different else ""
     )
 
 

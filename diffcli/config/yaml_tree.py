@@ -228,10 +228,10 @@ def _parse(text: str, file: str) -> Tree:
             loader.dispose()
 
 
-_TAGS = {
-    "mapping": ("map",),
-    "sequence": ("seq",),
-    "scalar": ("str", "int", "float", "bool", "null", "merge"),
+_TAGS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.MappingNode: ("map",),
+    yaml.SequenceNode: ("seq",),
+    yaml.ScalarNode: ("str", "int", "float", "bool", "null", "merge"),
 }
 """The tags that a node may have, by its kind."""
 
@@ -262,7 +262,7 @@ class _Builder:
             )
         if any(node is parent for parent in parents):
             raise ConfigError("an alias refers to the value that it is part of", where=self.places[path])
-        if node.tag.removeprefix(_CORE) not in _TAGS[node.id]:
+        if node.tag.removeprefix(_CORE) not in _TAGS[type(node)]:
             raise ConfigError(
                 f"the tag {node.tag.replace(_CORE, '!!')} is not supported",
                 where=self.place(node),
