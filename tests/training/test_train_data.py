@@ -9,7 +9,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.numpy import load_file
-from tests.commands.test_train import damage_inside, start, tiny_config
+from tests.training.test_train import damage_inside, start, tiny_config
 
 from diffcli.config.settings import RunConfig
 from diffcli.errors import ConfigError, DataError
