@@ -7,12 +7,17 @@ from pathlib import Path
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
+from diffcli.prediction.coco import write_coco
 from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
+from diffcli.prediction.index import INDEX, write_index
 from diffcli.prediction.inputs import Reader, plan, refuse_collisions
 from diffcli.prediction.manifest import Manifest
 from diffcli.prediction.outputs import Outputs, choose_outputs
 from diffcli.prediction.segmenter import Segmenter, Source
 from diffcli.runtime import console, distributed
+
+DEFAULT_OUTPUT = Path("predictions")
+"""Folder of the folders that results go to where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +26,16 @@ class Request:
 
     images: Sequence[str]
     """Files, folders (with their sub-folders), globs, videos, @LIST or - (stdin)."""
-    output: Path
-    """Folder for the results."""
+    output: Path | None = None
+    """Folder for the results; None takes predictions/NAME of the run."""
     run: Path | None = None
     """A run folder, an exported folder or a checkpoint file."""
     model: Path | None = None
     """Exported networks instead of a run: their folder, or a file in it."""
     write: str | None = None
     """Comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos."""
+    legend: bool = True
+    """Put names and shares of the classes under overlays, colour masks and videos."""
     overlay: bool = False
     """Also write the colours laid over the image."""
     heatmap: str | None = None
@@ -62,7 +69,8 @@ def run(request: Request) -> None:
         DataError: no images; or, after all else is done, some could not be read.
         DiffError: see `open_run`, `open_exported` and `segment_files`.
     """
-    output, skip_existing = request.output, request.skip_existing
+    skip_existing = request.skip_existing
+    output = request.output or DEFAULT_OUTPUT / _name(request)
     jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
     tile = None if request.tile is None else size_option("--tile", request.tile)
     source = _open(request)
@@ -75,6 +83,7 @@ def run(request: Request) -> None:
         samples=request.samples,
         classes=source.classes,
         palette=source.palette,
+        legend=request.legend,
     )
     refuse_collisions(jobs, outputs.files)
     _check_reference(settings, request.reference, refine=request.refine, where=source.path)
@@ -111,11 +120,30 @@ def run(request: Request) -> None:
             )
         )
         outcome = merged([outcome, *done], jobs)
-        distributed.broadcast(manifest.finish)
-    report(outcome, outputs, run=source.path, output=output)
+        distributed.broadcast(lambda: _finish(manifest, outputs, title=source.description))
+    report(outcome, outputs, source=source, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
+
+
+def _name(request: Request) -> str:
+    """The default folder's name: that of the run or of the exported networks."""
+    path = (request.model or request.run or Path()).resolve()
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    return run.stem if run.is_file() else run.name
+
+
+def _finish(manifest: Manifest, outputs: Outputs, *, title: str) -> None:
+    """One line for each image, the COCO file of the folder, and the page that shows all of it."""
+    manifest.finish()
+    if "rle" in outputs.kinds:
+        write_coco(manifest.folder, manifest.entries(), classes=outputs.classes)
+    count = sum(1 for entry in manifest.entries() if entry.frame is None)
+    with console.progress("write index.html", count) as bar:
+        write_index(
+            manifest, title=title, classes=outputs.classes, palette=outputs.palette, progress=bar.update
+        )
 
 
 def _open(request: Request) -> Source:
@@ -177,7 +205,7 @@ def _check_reference(settings: EvalConfig, references: Path | None, *, refine: i
 # -------------------------------------------------------------------------------------------------- report
 
 
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> None:
+def report(outcome: Outcome, outputs: Outputs, *, source: Source, output: Path) -> None:
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
@@ -193,10 +221,12 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> No
             if count > videos
             else f"{outcome.frames} frames"
         )
-    console.say(f"{what} segmented into {output}{f' ({remarks})' if remarks else ''}")
+    console.say(f"{what} with {source.description} -> {output}{f' ({remarks})' if remarks else ''}")
+    if (output / INDEX).is_file():
+        console.say(f"open {output / INDEX} to see them")
     console.print_record(
         {
-            "run": str(run),
+            "run": str(source.path),
             "output": str(output),
             "images": [
                 {

@@ -238,7 +238,7 @@ class _Work:
             with suppress(DiffError):  # on a full disk
                 line(status="failed", error=error.message)
             raise
-        line(status="done", outputs=files, seconds=seconds)
+        line(status="done", outputs=files, seconds=seconds, confidence=round(planes.mean_confidence, 4))
 
     def _fail(self, failures: Iterable[Failure]) -> None:
         """Say at once which images are skipped, and keep them."""

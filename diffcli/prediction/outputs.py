@@ -16,7 +16,7 @@ from diffcli.drawing.figures import score_picture
 from diffcli.drawing.pictures import Pixels, blend, mask_image, with_legend
 from diffcli.errors import ConfigError, DiffError
 from diffcli.files import write_atomically, write_text
-from diffcli.prediction.coco import annotations
+from diffcli.prediction.coco import annotations, require_pycocotools
 from diffcli.prediction.inputs import Job, Read
 from diffcli.prediction.planes import Plane, Planes
 
@@ -65,6 +65,8 @@ class Outputs:
     def __post_init__(self) -> None:
         if "label-ids" in (*self.kinds, *self.frames):
             label_ids(self.classes)
+        if "rle" in (*self.kinds, *self.frames):
+            require_pycocotools()
 
     @property
     def writes_frames(self) -> bool:
