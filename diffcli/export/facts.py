@@ -35,7 +35,8 @@ class BaseModelFacts(Facts):
     unet_weights: str | None
     vae: str | None = None
     text_encoder: str | None = None
-    fingerprint: str | None
+    fingerprint: list[float] | None
+    """Weights of its first layers, by which another model is recognised."""
     included: bool
     """Whether it is in the folder."""
 
