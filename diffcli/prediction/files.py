@@ -175,6 +175,10 @@ class _Work:
             lane.finish()
             if sink is not None and not sink.frames:
                 raise DataError("not one frame could be segmented", where=str(job.image))
+            if sink is not None and sink.encoder == "mpeg4":
+                console.warn(
+                    f"{target} is MPEG-4, not H.264: no encoder for that is here; browsers may not show it"
+                )
 
     def _missing(self, reads: Iterator[Read | Failure]) -> Iterator[Read | Failure]:
         """The frames whose outputs are not all there."""

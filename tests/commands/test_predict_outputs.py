@@ -105,7 +105,7 @@ def test_the_index_shows_every_image_and_links_its_files(tmp_path: Path, tiny_ru
     with pytest.raises(DataError):
         predict.run(request)
     page = (tmp_path / "out" / INDEX).read_text(encoding="utf-8")
-    assert page.count('data-confidence=') == 3
+    assert page.count("data-confidence=") == 3
     assert page.count("data:image/jpeg;base64,") == 2
     assert 'href="a%20%26%20b.png"' in page
     assert "a &amp; b.png" in page
