@@ -134,7 +134,7 @@ def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[li
     if not isinstance(entry, MiniworldDomain) and entry.val_fraction and domain.split in ("train", "val"):
         notes.append(
             f"{domain.name}: val_fraction {entry.val_fraction} of seed {entry.val_seed} makes this its {domain.split} "
-            f"part of {len(domain)} samples"
+            f"part of {counted(len(domain), 'sample')}"
         )
     look = glance(domain)
     errors = look.errors
@@ -143,7 +143,7 @@ def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[li
         errors = []
     if domain.missing.listed:
         notes.append(
-            f"{domain.name}: {len(domain.missing.listed)} lines of the list name no image, the first: "
+            f"{domain.name}: {counted(len(domain.missing.listed), 'line')} of the list without an image, the first: "
             f"{domain.missing.listed[0]}"
         )
     if domain.archives:

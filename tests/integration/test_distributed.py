@@ -211,7 +211,7 @@ def test_predict_writes_every_file_once(
     command = ["predict", pictures / "images", "--run", tiny_run, "-o", "masks", "--json"]
     code, out, words = end(launch(*command, launcher=[ROOT / "examples/launch/slurm.sh"], **slurm))
     assert code == 1, words[-3000:]
-    assert words.count("1 of 8 images have no mask") == 1
+    assert words.count("no mask for 1 of 8 images") == 1
     assert words.count("7 images segmented into masks") == 1
     written = [Path(entry["mask"]).name for entry in json.loads(out)["images"]]
     assert [*written, "predictions.jsonl"] == sorted(path.name for path in (tmp_path / "masks").iterdir())
