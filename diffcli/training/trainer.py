@@ -23,7 +23,7 @@ from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
-from diffcli.training.optimizer import parameter_groups
+from diffcli.training.optimizer import BETAS, parameter_groups
 from diffcli.training.selection import Selection
 
 
@@ -148,7 +148,7 @@ def build_trainer(
     groups = parameter_groups(
         model.decoder, learning_rate=train.learning_rate, head_multiplier=train.head_multiplier
     )
-    optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=train.weight_decay)
     paired, prepared = accelerator.prepare(PairedDecoder(model.decoder), optimizer)
     weights = None
     if balance := train.loss.class_balance:

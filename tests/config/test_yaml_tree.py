@@ -147,7 +147,7 @@ def test_what_is_not_a_file(tmp_path: Path) -> None:
         ("train: {learning_rate: .inf}", "train.learning_rate: input should be a finite number, not inf"),
         ("train: {clip_norm: .inf}", "train.clip_norm: input should be a finite number, not inf"),
         ("train: {iterations: .inf}", "train.iterations: input should be a finite number, not inf"),
-        ("train: {betas: [.nan, 0.9]}", "train.betas.0: input should be a finite number, not nan"),
+        ("augmentation: {flip: .nan}", "augmentation.flip: input should be a finite number, not nan"),
         ("model: {inversion: {eta: .nan}}", "model.inversion.eta: input should be a finite number, not nan"),
         (
             "model: {inversion: {guidance_scale: -.inf}}",
