@@ -188,6 +188,7 @@ def test_runs_with_other_classes_do_not_compare(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_joined_domain_is_the_sum_of_its_parts(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -124,6 +124,7 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
     assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
 
 
+@pytest.mark.slow
 def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     straight = start(config, tmp_path / "straight")
@@ -139,6 +140,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(tensor, after.decoder.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
     helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
