@@ -15,6 +15,7 @@ from diffcli.prediction.manifest import Manifest
 from diffcli.prediction.outputs import Outputs, choose_outputs
 from diffcli.prediction.segmenter import Segmenter, Source
 from diffcli.runtime import console, distributed
+from diffcli.runtime.words import counted
 
 DEFAULT_OUTPUT = Path("predictions")
 """Folder of the folders that results go to where none is named."""
@@ -211,18 +212,14 @@ def report(outcome: Outcome, outputs: Outputs, *, source: Source, output: Path) 
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
-        f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
-        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
+        f"{len(outcome.skipped)} already there" if outcome.skipped else "",
+        f"{counted(outcome.replaced, 'file')} there replaced" if outcome.replaced else "",
     ]
     remarks = "; ".join(filter(None, notes))
-    what = f"{count} {'image' if count == 1 else 'images'}"
-    if outcome.frames:
-        videos = sum(job.is_video for job in outcome.written)
-        what = (
-            f"{count - videos} images and {outcome.frames} frames"
-            if count > videos
-            else f"{outcome.frames} frames"
-        )
+    images = count - sum(job.is_video for job in outcome.written)
+    parts = [counted(images, "image")] if images or not outcome.frames else []
+    parts += [counted(outcome.frames, "frame")] if outcome.frames else []
+    what = " and ".join(parts)
     console.say(f"{what} with {source.description} -> {output}{f' ({remarks})' if remarks else ''}")
     if (output / INDEX).is_file():
         console.say(f"open {output / INDEX} to see them")
@@ -250,6 +247,6 @@ def _failure(outcome: Outcome) -> DataError:
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
     count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
-        "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
+        "\n".join([f"no mask for {len(outcome.failed)} of {counted(count, 'image')}", *shown]),
         hint="fix or remove these files; the others are done",
     )
