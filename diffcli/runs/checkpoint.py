@@ -1,6 +1,5 @@
 """The trained weights and the ModelConfig that built them, in one safetensors file; nothing frozen inside."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,6 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffcli import __version__
@@ -17,7 +14,7 @@ from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.config.settings import BackboneConfig, ModelConfig
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.errors import CheckpointError
-from diffcli.files import write_atomically
+from diffcli.runs.tensor_file import read_tensors, write_tensors
 from diffcli.runtime.device import Precision
 
 _KEY = "diffcli"
@@ -49,8 +46,11 @@ def fingerprint(backbone: DiffusionBackbone) -> list[float]:
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, Any] | None = None) -> None:
-    """Write the decoder's weights (float32) with the model's config, atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.decoder.state_dict().items()}
+    """Write the decoder's weights (float32) with the model's config, whole and flushed to the disk.
+
+    Raises:
+        DiffError: the disk is full, or the folder cannot be written to.
+    """
     header = {
         "config": model.config.model_dump(mode="json"),
         "info": {
@@ -59,35 +59,31 @@ def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, 
             **(info or {}),
         },
     }
-    with write_atomically(path) as temporary:
-        save_file(state, temporary, metadata={_KEY: json.dumps(header)})
+    write_tensors(path, model.decoder.state_dict(), kind=_KEY, header=header)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file that `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, not ours, or its config does not validate any more.
+        CheckpointError: missing, damaged, not ours, of a newer format, or its config does not validate any more.
     """
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=str(path), hint="train one: diff train cfg.yaml")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
+    found = read_tensors(path, kind=_KEY, hint="use another checkpoint")
+    if found is None:
         raise CheckpointError(
-            f"not a readable safetensors file ({error})",
-            where=str(path),
-            hint="the file is damaged: use another checkpoint",
-        ) from error
-    if _KEY not in metadata:
-        raise CheckpointError(
-            "a safetensors file, but none of ours",
+            "a safetensors file, but not one of ours",
             where=str(path),
             hint="weights trained with the published code: diff import CKPT -o RUN",
         )
-    settings, info = _parse_header(metadata[_KEY], where=str(path))
+    state, header = found
+    try:
+        settings, info = dict(header["config"]), dict(header["info"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            "its header is damaged", where=str(path), hint="use another checkpoint, or train again"
+        ) from error
     try:
         config = ModelConfig.model_validate(settings)
     except ValidationError as error:
@@ -99,21 +95,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint=f"it was written by diffcli {info.get('version', '?')}, this is {__version__}",
         ) from error
     return Checkpoint(config, state, info)
-
-
-def _parse_header(text: str, *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and info as they were written.
-
-    Raises:
-        CheckpointError: not what `save_checkpoint` writes.
-    """
-    try:
-        header = json.loads(text)
-        return dict(header["config"]), dict(header["info"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            "its header is damaged", where=where, hint="use another checkpoint, or train again"
-        ) from error
 
 
 def load_model(
