@@ -29,7 +29,7 @@ from diffcli.runtime import console
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
 from diffcli.training.samples import open_domains, training_set
 from tests.fixtures.models import TINY_MODEL
-from tests.fixtures.runs import metrics
+from tests.fixtures.training import metrics
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,7 +21,7 @@ from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST
 from diffcli.runs.published import read_published
-from tests.fixtures.runs import training_config
+from tests.fixtures.training import tiny_config
 
 SHORT = pytest.param(40, id="short")
 LONG = pytest.param(2000, id="long", marks=pytest.mark.nightly)
@@ -74,7 +74,7 @@ def leaves(tree: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(found for key, value in items for found in leaves(value, (*path, key)))]
 
 
-TREE = yaml.safe_load(dump_config(training_config()))
+TREE = yaml.safe_load(dump_config(tiny_config()))
 PLACES = leaves(TREE)[1:]
 
 
@@ -108,7 +108,7 @@ def test_any_value_at_any_setting(tmp_path: Path, inputs: int) -> None:
 
 @both_forms
 def test_any_bytes_as_settings(tmp_path: Path, inputs: int) -> None:
-    whole = dump_config(training_config()).encode()
+    whole = dump_config(tiny_config()).encode()
 
     @fuzz(inputs, edits=EDITS, keep=KEEP)
     def check(edits: list[Edit], keep: float) -> None:
@@ -118,7 +118,7 @@ def test_any_bytes_as_settings(tmp_path: Path, inputs: int) -> None:
 
 @both_forms
 def test_any_override(tmp_path: Path, inputs: int) -> None:
-    (tmp_path / "a.yaml").write_text(dump_config(training_config()))
+    (tmp_path / "a.yaml").write_text(dump_config(tiny_config()))
     keys = st.one_of(st.sampled_from([".".join(map(str, place)) for place in PLACES]), st.text(max_size=20))
 
     @fuzz(inputs, key=keys, value=st.one_of(st.text(max_size=20), VALUES.map(repr)))

@@ -11,53 +11,15 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
-from diffcli.commands import train
-from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
 from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
-from diffcli.runtime import console
-from diffcli.runtime.signals import Stop
 from diffcli.training.samples import open_domains, training_set
-from diffcli.training.trainer import Trainer
-from tests.fixtures.runs import metrics, training_config
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> None:
-    """Accelerate fixes the precision once a process; each test is its own run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
-    with console.json_only():
-        train.run(train.Request(config=config, config_name="tiny", resume=resume, runs=runs))
-    return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
-
-
-class StopAt(Stop):
-    """A Ctrl-C that comes in a known iteration."""
-
-    def __init__(self, trainer: Trainer, iteration: int) -> None:
-        self.trainer, self.iteration = trainer, iteration
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        return self.trainer.iteration >= self.iteration
-
-
-def interrupted(config: RunConfig, runs: Path, *, at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that a signal ends after `at` iterations."""
-    fit = train.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "fit", lambda trainer, _stop: fit(trainer, StopAt(trainer, at)))
-        with pytest.raises(KeyboardInterrupt):
-            start(config, runs)
-    return runs / "tiny"
+from tests.fixtures.training import interrupted, metrics, start, tiny_config
 
 
 def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = start(training_config(), tmp_path)
+    folder = start(tiny_config(), tmp_path)
     for name in (CONFIG, VERSIONS, METRICS, LAST, BEST, REPORT, PICTURE):
         assert (folder / name).is_file(), name
     assert not (folder / RESUME).exists()
@@ -74,7 +36,7 @@ def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
-    folder = start(training_config(train__iterations=1), tmp_path)
+    folder = start(tiny_config(train__iterations=1), tmp_path)
     with safe_open(folder / LAST, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"fusion", "pyramid", "head"}  # noqa: SIM118
     model = load_model(folder / LAST)
@@ -83,12 +45,12 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = training_config()
+    config = tiny_config()
     straight = start(config, tmp_path / "straight")
     folder = interrupted(config, tmp_path / "resumed", at=3, monkeypatch=monkeypatch)
     assert (folder / RESUME).is_file()
     assert not (folder / REPORT).exists()
-    elsewhere = training_config(runtime__data_workers=1)  # another machine may continue it
+    elsewhere = tiny_config(runtime__data_workers=1)  # another machine may continue it
     resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
@@ -99,25 +61,25 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.slow
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
-    alone = start(training_config(train__iterations=3), tmp_path / "alone")
-    helped = start(training_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
+    alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
+    helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
     assert metrics(alone) == metrics(helped)
 
 
 def test_resume_refuses_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted(training_config(), tmp_path, at=2, monkeypatch=monkeypatch)
+    interrupted(tiny_config(), tmp_path, at=2, monkeypatch=monkeypatch)
     with pytest.raises(CheckpointError, match=r"settings changed.*learning_rate: 0.01"):
-        start(training_config(train__learning_rate=0.01), tmp_path, resume=True)
+        start(tiny_config(train__learning_rate=0.01), tmp_path, resume=True)
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no unfinished run named tiny"):
-        start(training_config(), tmp_path, resume=True)
+        start(tiny_config(), tmp_path, resume=True)
 
 
 def test_what_fails_at_the_start_leaves_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(BackboneError):
-        start(training_config(model__backbone={"source": str(tmp_path / "absent")}), tmp_path / "runs")
+        start(tiny_config(model__backbone={"source": str(tmp_path / "absent")}), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -125,13 +87,11 @@ def test_a_tracker_that_is_not_installed(tmp_path: Path) -> None:
     if find_spec("mlflow") is not None:
         pytest.skip("mlflow is installed here")
     with pytest.raises(ConfigError, match=r"mlflow is not installed[\s\S]*pip install 'diffcli\[mlflow\]'"):
-        start(training_config(train__trackers=["mlflow"]), tmp_path)
+        start(tiny_config(train__trackers=["mlflow"]), tmp_path)
 
 
 def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
-    config = training_config(
-        train__learning_rate=1e30, train__warmup_iterations=0, train__checkpoint_interval=1
-    )
+    config = tiny_config(train__learning_rate=1e30, train__warmup_iterations=0, train__checkpoint_interval=1)
     with pytest.raises(TrainingError, match=r"not finite at iteration [1-5], on miniworld_") as error:
         start(config, tmp_path)
     assert "last good checkpoint" in str(error.value)
@@ -151,7 +111,7 @@ def test_bad_sample_keeps_the_work_before_it(tmp_path: Path) -> None:
             tmp_path / f"data/labels/{index}.png"
         )
     damage_inside(tmp_path / "data/images/3.png")
-    config = training_config(
+    config = tiny_config(
         data__train={"domain": "folder", "root": str(tmp_path / "data")},
         data__on_error="stop",
         train__rare_class_sampling=None,
@@ -173,7 +133,7 @@ def damage_inside(path: Path) -> None:
 
 def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
     """The draw at which a seed first meets the damaged picture."""
-    config = training_config(
+    config = tiny_config(
         data__train={"domain": "folder", "root": str(tmp_path / "data")},
         train__rare_class_sampling=None,
         train__seed=seed,
@@ -192,23 +152,23 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
 def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     """bf16 moves the losses a little, and only a little."""
     settings = {"train__iterations": 2, "train__loss": {"ipkl": ipkl}}
-    folder = start(training_config(**settings, runtime__precision="bf16"), tmp_path)
+    folder = start(tiny_config(**settings, runtime__precision="bf16"), tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
-    full = start(training_config(**settings), tmp_path / "full")
+    full = start(tiny_config(**settings), tmp_path / "full")
     pairs = zip(metrics(folder)[:2], metrics(full)[:2], strict=True)
     assert all(a["loss"] == pytest.approx(b["loss"], rel=0.05) and a["loss"] != b["loss"] for a, b in pairs)
 
 
 def test_evaluations_are_counted(tmp_path: Path) -> None:
     """Without IPKL a one-step sample costs one U-Net evaluation; accumulation multiplies samples."""
-    config = training_config(train__iterations=2, train__gradient_accumulation=3, train__loss={"ipkl": False})
+    config = tiny_config(train__iterations=2, train__gradient_accumulation=3, train__loss={"ipkl": False})
     folder = start(config, tmp_path)
     assert [line["unet_evaluations"] for line in metrics(folder) if "loss" in line] == [6, 6]
 
 
 @pytest.mark.parametrize("consistency", ["mse", "kl", "ce", "dice"])
 def test_every_consistency_loss_trains(tmp_path: Path, consistency: str) -> None:
-    config = training_config(
+    config = tiny_config(
         train__iterations=1, train__loss={"consistency": consistency, "detach_teacher": True}
     )
     assert "consistency" in metrics(start(config, tmp_path))[0]

@@ -9,13 +9,13 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.numpy import load_file
-from tests.commands.test_train import damage_inside, start, tiny_config
 
 from diffcli.config.settings import RunConfig
 from diffcli.errors import ConfigError, DataError
 from diffcli.runs.folder import BEST, LAST, REPORT
 from diffcli.training.samples import open_domains
 from diffcli.training.selection import select, with_held_out
+from tests.training.test_train import damage_inside, start, tiny_config
 
 
 @pytest.fixture(autouse=True)
