@@ -32,7 +32,7 @@ from diffcli.runs.folder import (
     RESUME,
     RUNS,
 )
-from diffcli.runtime import console, distributed
+from diffcli.runtime import console, distributed, words
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
@@ -158,4 +158,6 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
 def _say_unseen(training: dict[str, Any]) -> None:
     if training["unseen_domains"]:
         mean, count = 100 * training["mean_iou_unseen"], training["unseen_domains"]
-        console.print_text(f"mean mIoU over {count} domains never seen in training: {mean:.2f}")
+        console.print_text(
+            f"mean mIoU over {words.counted(count, 'domain')} never seen in training: {mean:.2f}"
+        )

@@ -152,6 +152,7 @@ class ExportSource:
     def __init__(self, path: Path) -> None:
         facts = read_facts(path)
         self.path, self.palette = path, facts.palette
+        self.description = f"{path} ({facts.kind})"
         self.classes = tuple(entry.name for entry in facts.classes)
         self.settings = EvalConfig(size=facts.size)
         """One plain pass of each image at the exported size."""

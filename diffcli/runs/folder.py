@@ -106,6 +106,21 @@ def find_run(name: str | None = None, *, runs: Path = RUNS) -> Path:
     raise CheckpointError(f"there is no run {name}", where=str(runs), hint=hint)
 
 
+def choose_checkpoint(run: Path, name: str) -> Path:
+    """The run itself for "last", the file of its best checkpoint for "best".
+
+    Raises:
+        CheckpointError: it has no best checkpoint.
+    """
+    if name == "last":
+        return run
+    if not (run / BEST).is_file():
+        raise CheckpointError(
+            "there is no best checkpoint here", where=str(run), hint="--checkpoint last takes the last one"
+        )
+    return run / BEST
+
+
 def _checked(folder: Path) -> Path:
     """The folder, if it holds trained weights."""
     if any(folder.glob("*.safetensors")) or any(folder.glob("checkpoints/*.safetensors")):

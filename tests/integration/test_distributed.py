@@ -211,10 +211,12 @@ def test_predict_writes_every_file_once(
     command = ["predict", pictures / "images", "--run", tiny_run, "-o", "masks", "--json"]
     code, out, words = end(launch(*command, launcher=[ROOT / "examples/launch/slurm.sh"], **slurm))
     assert code == 1, words[-3000:]
-    assert words.count("1 of 8 images have no mask") == 1
-    assert words.count("7 images segmented into masks") == 1
+    assert words.count("no mask for 1 of 8 images") == 1
+    assert words.count("7 images with ") == 1
     written = [Path(entry["mask"]).name for entry in json.loads(out)["images"]]
-    assert [*written, "predictions.jsonl"] == sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert sorted([*written, "index.html", "predictions.jsonl"]) == sorted(
+        path.name for path in (tmp_path / "masks").iterdir()
+    )
     told = [json.loads(line) for line in (tmp_path / "masks/predictions.jsonl").read_text().splitlines()]
     assert sorted(Path(line["input"]).name for line in told) == [f"{i}.png" for i in range(8)]
     assert written == [f"{i}.png" for i in (0, 2, 3, 4, 5, 6, 7)]
