@@ -168,7 +168,7 @@ class Outputs:
         counts = np.bincount(mask, minlength=len(self.classes))
         sums = np.bincount(mask, weights=confidence.ravel(), minlength=len(self.classes))
         height, width = planes.mask.shape
-        told: dict[str, Any] = {
+        stats: dict[str, Any] = {
             "input": str(read.job.image),
             **({} if read.job.frame is None else {"frame": read.job.frame}),
             "width": width,
@@ -176,8 +176,8 @@ class Outputs:
             "mean_confidence": round(float(confidence.mean()), 4),
         }
         if planes.uncertainty is not None:
-            told["mean_uncertainty"] = round(float(planes.uncertainty.mean()), 4)
-        told["classes"] = {
+            stats["mean_uncertainty"] = round(float(planes.uncertainty.mean()), 4)
+        stats["classes"] = {
             self.classes[i]: {
                 "train_id": i,
                 "pixels": int(counts[i]),
@@ -186,7 +186,7 @@ class Outputs:
             }
             for i in np.flatnonzero(counts).tolist()
         }
-        return told
+        return stats
 
 
 def choose_outputs(
@@ -283,7 +283,7 @@ def label_ids(classes: Sequence[str]) -> Pixels:
     if strange:
         raise ConfigError(
             f"Cityscapes has no label id for {', '.join(strange)}",
-            hint="--write mask holds this model's own train ids",
+            hint="--write mask holds the model's train ids",
         )
     table = np.zeros(256, dtype=np.uint8)
     for train_id, name in enumerate(classes):
