@@ -34,7 +34,7 @@ from diffcli.export.runner import (
     to_model_range,
 )
 from diffcli.files import replace_folder
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, file_checksums
 from diffcli.runs.folder import versions
 from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
@@ -91,6 +91,7 @@ def export_networks(
             "iteration": info.get("iteration"),
             **network_facts(model, kind=kind, size=chosen),
             "base_model": base_model(trained, included=True),
+            "checksums": file_checksums(folder),
         }
         write_json(folder / EXPORT_FACTS, facts)  # the check below opens the folder
         check = check_networks(model, folder, size=chosen, agreement=agreement)

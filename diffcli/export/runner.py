@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import Size
@@ -22,7 +22,7 @@ from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.prediction.planes import NumpyArrays
 from diffcli.prediction.segmenter import Maps
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, check_files
 
 NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
@@ -64,8 +64,10 @@ class ExportFacts(_Facts):
     """What the runner reads of `export.json`; there is more in it for people."""
 
     kind: Kind
-    networks: dict[str, str]
-    """encoder, step, decoder -> file; without step where the features are the VAE latent alone."""
+    networks: dict[str, Annotated[str, Field(pattern=r"^\w[\w.-]*$")]]
+    """encoder, step, decoder -> file in the folder; without step where the features are the VAE latent alone."""
+    checksums: dict[str, str]
+    """File in the folder -> SHA-256."""
     classes: tuple[ClassFacts, ...]
     input: InputFacts
     noise: NoiseFacts
@@ -185,6 +187,7 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
     """
     folder = path if path.is_dir() else path.parent
     facts = read_facts(path)
+    check_files(folder, facts.checksums)
     noise = _read_noise(folder / NOISE)
     match facts.kind:
         case "onnx":

@@ -6,23 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcli import __version__
 from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.weight_files import read_header
 from diffcli.config.settings import BackboneConfig, ModelConfig
-from diffcli.core.model import SegmentationModel, build_model
+from diffcli.core.model import SegmentationModel
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically
-from diffcli.runtime.device import Precision
+from diffcli.runs.checksums import checksum_tensors
 
-_KEY = "diffcli"
-_FIRST_LAYER, _LAYERS = 16, 48
-"""Weights of a fingerprint; early checkpoints hold those of the first layer alone."""
+FORMAT = 1
+"""Of checkpoints; higher ones are of later versions of diffcli, and refused."""
+
+_KEY, _CHECKSUM = "diffcli", "checksum"
+_FIRST_LAYER, _UNET, _VAE = 16, 48, 16
+"""Weights of a fingerprint: of the U-Net's first layer, of all its layers, of the VAE's encoder."""
 
 
 @dataclass(frozen=True)
@@ -37,57 +40,62 @@ class Checkpoint:
 
 
 def fingerprint(backbone: DiffusionBackbone) -> list[float]:
-    """A few weights of the U-Net: enough to tell two diffusion models apart in any precision.
+    """A few weights of U-Net and VAE: enough to tell two diffusion models apart in any precision.
 
-    The first `_FIRST_LAYER` are its first layer's; then one of every few layers, by which a fine-tuned U-Net differs
-    from the one that it came from.
+    The first `_FIRST_LAYER` are the U-Net's first layer's; then one of every few layers, by which a fine-tuned network
+    differs from the one that it came from.
     """
-    weights = [weight for weight in backbone.unet.parameters() if weight.ndim > 1]
-    sampled = [weight[(0,) * weight.ndim] for weight in weights[:: max(1, len(weights) // _LAYERS)][:_LAYERS]]
     first = backbone.unet.conv_in.weight.flatten()[:_FIRST_LAYER]
-    return [round(float(x), 5) for x in first] + [float(f"{float(x):.4g}") for x in sampled]
+    sampled = [*_sample(backbone.unet, _UNET), *_sample(backbone.vae.encoder, _VAE)]
+    return [round(float(x), 5) for x in first] + [float(f"{x:.4g}") for x in sampled]
+
+
+def _sample(network: nn.Module, count: int) -> list[float]:
+    """The first weight of every few layers."""
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
+    return [float(weight[(0,) * weight.ndim]) for weight in weights[:: max(1, len(weights) // count)][:count]]
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, Any] | None = None) -> None:
     """Write the decoder's weights (float32) with the model's config, atomically."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.decoder.state_dict().items()}
-    header = {
-        "config": model.config.model_dump(mode="json"),
-        "info": {
-            "version": __version__,
-            "fingerprint": fingerprint(model.extractor.backbone),
-            **(info or {}),
-        },
-    }
-    with write_atomically(path) as temporary:
-        save_file(state, temporary, metadata={_KEY: json.dumps(header)})
+    facts = {"version": __version__, "fingerprint": fingerprint(model.extractor.backbone), **(info or {})}
+    header = json.dumps({"format": FORMAT, "config": model.config.model_dump(mode="json"), "info": facts})
+    metadata = {_KEY: header, _CHECKSUM: checksum_tensors(state, text=header)}
+    with write_atomically(path, durable=True) as temporary:
+        save_file(state, temporary, metadata=metadata)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file that `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, not ours, or its config does not validate any more.
+        CheckpointError: missing, damaged, not ours, of a later format, or its config does not validate any more.
     """
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=str(path), hint="train one: diff train cfg.yaml")
+    read_header(path, error=CheckpointError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"not a readable safetensors file ({error})",
-            where=str(path),
-            hint="the file is damaged: use another checkpoint",
+            f"not a readable safetensors file ({error})", where=str(path), hint=_DAMAGED
         ) from error
     if _KEY not in metadata:
         raise CheckpointError(
-            "a safetensors file, but none of ours",
+            "a safetensors file, but not one of diffcli's checkpoints",
             where=str(path),
             hint="weights trained with the published code: diff import CKPT -o RUN",
         )
     settings, info = _parse_header(metadata[_KEY], where=str(path))
+    if metadata.get(_CHECKSUM) != checksum_tensors(state, text=metadata[_KEY]):
+        raise CheckpointError(
+            "damaged: its weights or settings do not match the checksum that was written with them",
+            where=str(path),
+            hint=_DAMAGED,
+        )
     try:
         config = ModelConfig.model_validate(settings)
     except ValidationError as error:
@@ -101,42 +109,29 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, state, info)
 
 
+_DAMAGED = "use another copy of it, or another checkpoint of the run"
+
+
 def _parse_header(text: str, *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings and info as they were written.
 
     Raises:
-        CheckpointError: not what `save_checkpoint` writes.
+        CheckpointError: not what `save_checkpoint` writes, or what a later version writes.
     """
     try:
         header = json.loads(text)
-        return dict(header["config"]), dict(header["info"])
+        stated = int(header["format"])
+        settings, info = dict(header["config"]), dict(header["info"])
     except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError("its header is damaged", where=where, hint=_DAMAGED) from error
+    if stated > FORMAT:
         raise CheckpointError(
-            "its header is damaged", where=where, hint="use another checkpoint, or train again"
-        ) from error
-
-
-def load_model(
-    path: Path,
-    *,
-    device: str | torch.device = "cpu",
-    precision: Precision = "float32",
-    config: ModelConfig | None = None,
-) -> SegmentationModel:
-    """Build the model that a checkpoint holds and load its weights, strictly.
-
-    Args:
-        config: replaces the stored settings (say, another backbone folder or inference seed); shapes must agree.
-
-    Raises:
-        CheckpointError: see `read_checkpoint`; or weights or diffusion model do not fit.
-        BackboneError: the diffusion model cannot be loaded.
-    """
-    checkpoint = read_checkpoint(path)
-    model = build_model(config or checkpoint.config, device=device, precision=precision)
-    load_state(model, checkpoint.state, where=str(path))
-    check_fingerprint(model, checkpoint, where=str(path))
-    return model
+            f"a checkpoint of format {stated}, written by diffcli {info.get('version', '?')}; "
+            f"this is diffcli {__version__}, which reads formats up to {FORMAT}",
+            where=where,
+            hint="install a newer diffcli: pip install -U diffcli",
+        )
+    return settings, info
 
 
 def load_state(model: SegmentationModel, state: Mapping[str, Tensor], *, where: str) -> None:
@@ -169,12 +164,13 @@ def check_fingerprint(model: SegmentationModel, checkpoint: Checkpoint, *, where
     if stored is None:
         return
     here = fingerprint(model.extractor.backbone)
-    known = len(stored) in (_FIRST_LAYER, len(here))
-    if not known or any(not _close(i, a, b) for i, (a, b) in enumerate(zip(stored, here, strict=False))):
+    if len(stored) != len(here) or any(
+        not _close(i, a, b) for i, (a, b) in enumerate(zip(stored, here, strict=True))
+    ):
         raise CheckpointError(
             f"it was trained on another diffusion model than {_named(model.config.backbone)} holds now",
             where=where,
-            hint="use the diffusion model that it was trained on (model.backbone.source and unet_weights), "
+            hint="use the diffusion model that it was trained on (model.backbone.source, unet_weights and vae), "
             "or train again",
         )
 
@@ -187,4 +183,5 @@ def _close(index: int, stored: float, here: float) -> bool:
 
 def _named(config: BackboneConfig) -> str:
     """The diffusion model as the settings name it."""
-    return f"{config.source!r}" + (f" with {str(config.unet_weights)!r}" if config.unet_weights else "")
+    others = [str(path) for path in (config.unet_weights, config.vae) if path is not None]
+    return f"{config.source!r}" + (f" with {', '.join(map(repr, others))}" if others else "")

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from diffcli.commands import train
 from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
-from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 from diffcli.runtime.signals import Stop
 from diffcli.training.samples import open_domains, training_set
@@ -120,7 +120,7 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
     folder = start(tiny_config(train__iterations=1), tmp_path)
     with safe_open(folder / LAST, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"fusion", "pyramid", "head"}  # noqa: SIM118
-    model = load_model(folder / LAST)
+    model = open_run(folder / LAST).load_model()
     assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
 
 
@@ -134,7 +134,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
-    before, after = load_model(straight / LAST), load_model(resumed / LAST)
+    before, after = (open_run(run / LAST).load_model() for run in (straight, resumed))
     for name, tensor in before.decoder.state_dict().items():
         assert torch.equal(tensor, after.decoder.state_dict()[name]), name
 
@@ -174,7 +174,7 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite at iteration [1-5], on miniworld_") as error:
         start(config, tmp_path)
     assert "last good checkpoint" in str(error.value)
-    state = load_model(tmp_path / "tiny" / LAST).decoder.state_dict()
+    state = open_run(tmp_path / "tiny" / LAST).load_model().decoder.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
