@@ -59,7 +59,7 @@ class Interrupted(DiffError):
 
 def _in_plain_words(message: str) -> str:
     """What Typer says of a wrong call, without the words of its validation library and without control characters."""
-    from diffcli.runtime.console import printable
+    from diffcli.runtime.words import printable
 
     choice = re.fullmatch(r"Value error, (.+) is not one of (.+?)\.?", message)
     return printable(f"unknown {choice[1]}; choose one of {choice[2]}." if choice else message)

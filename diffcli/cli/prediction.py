@@ -52,7 +52,7 @@ def predict(
         typer.Option(metavar="DIR", help="Masks to condition on, named like the images.", show_default=False),
     ] = None,
     refine: Annotated[
-        int, typer.Option(metavar="N", help="Condition on the prediction itself, N times over.")
+        int, typer.Option(metavar="N", help="Condition on the prediction itself, N times.")
     ] = 0,
     samples: Annotated[
         int, typer.Option(metavar="N", help="Average N draws of noise; write their disagreement.")
@@ -69,7 +69,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="N",
-            help="Images a forward pass, or auto: what fits.  [eval.batch_size]",
+            help="Images in a forward pass, or auto: what fits.  [eval.batch_size]",
             show_default=False,
         ),
     ] = None,
@@ -117,7 +117,9 @@ def predict(
 
 @app.command(epilog=examples("diff submit --domain cityscapes --root /data/cityscapes -o cs.zip"))
 def submit(
-    domain: Annotated[str, typer.Option(help="cityscapes, acdc or dark_zurich.", show_default=False)],
+    domain: Annotated[
+        str, typer.Option(help="cityscapes, acdc, acdc/CONDITION or dark_zurich.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
     run: Run = None,
     root: Root = None,

@@ -59,7 +59,8 @@ def run(request: Request) -> None:
         for name, one in zip(_names(opened), opened, strict=True)
     }
     rows = [
-        _compared(domain, {name: own[i] for name, own in shown.items()}) for i, domain in enumerate(targets)
+        _compared(domain, {name: images[i] for name, images in shown.items()})
+        for i, domain in enumerate(targets)
     ]
     with write_atomically(request.output) as temporary:
         compared_picture(rows, model=opened[0].config.model).save(temporary, format="PNG")

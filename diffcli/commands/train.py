@@ -40,7 +40,8 @@ from diffcli.runtime import console, distributed
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
-from diffcli.training.samples import count_classes, open_domains, training_set
+from diffcli.training.samples import check_samples, open_domains, training_set
+from diffcli.training.selection import select, with_held_out
 from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
@@ -64,20 +65,33 @@ def run(request: Request) -> None:
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    config, resume, runs = request.config, request.resume, request.runs
+    config, resume, runs = with_held_out(request.config), request.resume, request.runs
     name = config.name or request.config_name
     unfinished = (
         distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
     )
     accelerator = build_accelerator(config, runs=runs)
     source, targets = open_domains(config)
-    samples = training_set(config, source, distributed.broadcast(lambda: count_classes(config, source)))
+    selection = select(config, source, targets)
+    checked = distributed.broadcast(lambda: check_samples(config, source, targets))
+    samples = training_set(config, source, checked.statistics)
+    for line in selection.overlaps():
+        console.warn(line)
+    if targets:
+        console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
     # last: what fails before leaves no folder
     folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
     trainer = build_trainer(
-        config, folder=folder, accelerator=accelerator, model=model, samples=samples, targets=targets
+        config,
+        folder=folder,
+        accelerator=accelerator,
+        model=model,
+        samples=samples,
+        targets=targets,
+        selection=selection,
+        skipped=checked.skipped,
     )
     if accelerator.is_main_process:
         write_text(folder / CONFIG, dump_config(config))
@@ -106,7 +120,14 @@ def _finish(trainer: Trainer) -> None:
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
     if scores:
         write_picture(trainer.folder / PICTURE, scores, model=model)
-    training = {"iterations": trainer.iteration, "best": trainer.best, **_unseen(trainer, scores)}
+    training = {
+        "iterations": trainer.iteration,
+        "best": trainer.best,
+        "selected_on": list(trainer.selection.domains),
+        "shared_images": trainer.selection.shared,
+        "skipped_samples": len(trainer.skipped.faults),
+        **_unseen(trainer, scores),
+    }
     report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
     write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
     (trainer.folder / RESUME).unlink(missing_ok=True)
@@ -114,6 +135,8 @@ def _finish(trainer: Trainer) -> None:
     if scores:
         print_table(summary_table(report))
         _say_unseen(training)
+    for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
+        console.warn(line)
     console.say(f"run folder: {trainer.folder}")
     if problems:
         raise DataError(
@@ -124,17 +147,15 @@ def _finish(trainer: Trainer) -> None:
 
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
-    """The source, and the mean mIoU over the domains that are not the source."""
-    data = trainer.config.data
-    seen = {
-        target.name
-        for entry, target in zip(data.eval, trainer.targets, strict=True)
-        if (entry.domain, entry.root) == (data.train.domain, data.train.root)
-    }
-    names = counted([one.name for one in scores if one.name not in seen])
+    """The source, and the mean mIoU over the domains of which training has seen nothing."""
+    names = counted([one.name for one in scores if one.name not in trainer.selection.seen])
     unseen = [one.scores.mean_iou for one in scores if one.name in names]
     mean = float(np.nanmean(unseen)) if unseen else None
-    return {"source": data.train.domain, "unseen_domains": len(unseen), "mean_iou_unseen": mean}
+    return {
+        "source": trainer.config.data.train.domain,
+        "unseen_domains": len(unseen),
+        "mean_iou_unseen": mean,
+    }
 
 
 def _say_unseen(training: dict[str, Any]) -> None:

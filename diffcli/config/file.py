@@ -67,7 +67,7 @@ def commented_yaml() -> str:
 def _override(tree: Tree, text: str) -> None:
     """Apply one `a.b.c=value` in place."""
     dotted, equals, raw = text.partition("=")
-    where = f"--set {text}"
+    where = f"--set {text if len(text) <= 100 else text[:97] + '...'}"
     if not equals or not dotted.strip():
         raise ConfigError(
             "an override is written key=value", where=where, hint="for example --set train.iterations=100"
@@ -157,31 +157,38 @@ def _validated(tree: Tree, overrides: Sequence[str], *, where: str) -> RunConfig
     try:
         return RunConfig.model_validate(tree.values)
     except ValidationError as error:
-        faults = list(dict.fromkeys(_faults(error.errors(), tree)))
-    if len(faults) == 1:
+        groups = _by_setting(error.errors(include_url=False, include_input=False), tree)
+    faults = [_fault(path, _value_at(tree.values, path), groups[path], tree) for path in [*groups][:SHOWN]]
+    if len(groups) == 1:
         place, message, hint = faults[0]
         raise ConfigError(message, where=place or where, hint=hint) from None
     bullets = [
         f"  - {f'{place}: ' if place else ''}{message}{f' ({hint})' if hint else ''}"
         for place, message, hint in faults
     ]
-    raise ConfigError("\n".join([f"{len(faults)} settings do not fit", *bullets]), where=where) from None
+    more = [f"  - and {len(groups) - SHOWN:,} more"] if len(groups) > SHOWN else []
+    raise ConfigError(
+        "\n".join([f"{len(groups):,} settings do not fit", *bullets, *more]), where=where
+    ) from None
 
 
 Fault = tuple[str, str, str | None]
 """Where, what, hint."""
+SHOWN = 10
+"""Faults that one error lists; the rest is counted."""
 
 
-def _faults(errors: list[ErrorDetails], tree: Tree) -> Iterator[Fault]:
-    """One fault a setting: of the alternatives of a union, only the one that was attempted."""
-    by_path: dict[Path_, list[ErrorDetails]] = {}
+def _by_setting(errors: list[ErrorDetails], tree: Tree) -> dict[Path_, list[ErrorDetails]]:
+    """The errors of each setting; those of a mapping are left out where errors inside it say more."""
+    groups: dict[Path_, list[ErrorDetails]] = {}
     for error in errors:
-        by_path.setdefault(_real_path(error, tree.values), []).append(error)
-    for path, group in by_path.items():
-        value = _value_at(tree.values, path)
-        if isinstance(value, dict) and any(other != path and other[: len(path)] == path for other in by_path):
-            continue  # the faults inside say more
-        yield _fault(path, value, group, tree)
+        groups.setdefault(_real_path(error, tree.values), []).append(error)
+    above = {path[:end] for path in groups for end in range(len(path))}
+    return {
+        path: group
+        for path, group in groups.items()
+        if path not in above or not isinstance(_value_at(tree.values, path), dict)
+    }
 
 
 def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fault:
@@ -249,7 +256,7 @@ def _real_path(error: ErrorDetails, values: Any) -> Path_:
     for i, key in enumerate(location):
         last = i == len(location) - 1
         if isinstance(values, dict):
-            found = next((k for k in values if k == key or str(k) == str(key)), None)
+            found = key if key in values else next((k for k in values if str(k) == str(key)), None)
             if found is not None:
                 path, values = (*path, found), values[found]
             elif last and error["type"] == "missing":

@@ -235,6 +235,8 @@ class DataConfig(Settings):
     """The one labelled source domain."""
     eval: tuple[DomainEntry, ...] = ()
     """Domains to evaluate on, during and after training."""
+    on_error: Literal["skip", "stop"] = "skip"
+    """A training sample that cannot be used (damaged, of another size than its label): skip draws another one in its place and reports it, and stops where more than 1 % of the samples are bad; stop stops at the first."""
 
 
 class AugmentationConfig(Settings):
@@ -309,6 +311,8 @@ class TrainConfig(Settings):
     """Iterations between two lines of metrics.jsonl."""
     validate_interval: PositiveInt | None = 4000
     """Iterations between validations on data.eval; null validates at the end only."""
+    select_on: Literal["auto", "source", "targets"] = "auto"
+    """Where the best checkpoint is chosen: source takes the held-out part of the source (its val split or val_fraction; it is then evaluated too), targets the mean over the other domains, which is a look at what should be unseen; auto takes source where there is a held-out part. Domains that have a file in common with the training set never count."""
     checkpoint_interval: PositiveInt = 1000
     """Iterations between checkpoints to resume from."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

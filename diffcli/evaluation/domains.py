@@ -6,10 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.config.domain import FOLDER, DomainConfig
 from diffcli.config.settings import DataConfig
-from diffcli.data.roots import expand_domains
+from diffcli.data.roots import expand_domains, known_domain, label_classes
 from diffcli.errors import ConfigError
 from diffcli.runs.opening import OpenRun
 
@@ -69,7 +68,7 @@ def _chosen(trained: OpenRun, choice: DomainChoice, known: Sequence[DomainConfig
 
 
 class ClassMatch(BaseModel):
-    """How a run's classes and those of a known domain, which has Cityscapes' classes, were matched by name."""
+    """How a run's classes and those of a known domain were matched by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,10 +92,13 @@ class ClassMatch(BaseModel):
 
 def match_classes(entry: DomainConfig, classes: Sequence[str]) -> ClassMatch | None:
     """The match of a run's classes with a known domain's; None where they are the same, and for a custom folder."""
-    if entry.domain == FOLDER or set(classes) == set(CITYSCAPES_CLASSES):
+    if entry.domain == FOLDER:
+        return None
+    names = label_classes(known_domain(entry.domain), classes)
+    if set(classes) == set(names):
         return None
     return ClassMatch(
-        matched=tuple(name for name in classes if name in CITYSCAPES_CLASSES),
-        only_in_run=tuple(name for name in classes if name not in CITYSCAPES_CLASSES),
-        only_in_domain=tuple(name for name in CITYSCAPES_CLASSES if name not in classes),
+        matched=tuple(name for name in classes if name in names),
+        only_in_run=tuple(name for name in classes if name not in names),
+        only_in_domain=tuple(name for name in names if name not in classes),
     )

@@ -13,6 +13,7 @@ from diffcli.config.settings import RunConfig
 from diffcli.core.ipkl import PairedDecoder
 from diffcli.core.model import SegmentationModel, build_model
 from diffcli.data.dataset import Domain, TrainingSet
+from diffcli.data.skipped import Skipped
 from diffcli.data.statistics import class_weights
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically, write_text
@@ -23,6 +24,7 @@ from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import parameter_groups
+from diffcli.training.selection import Selection
 
 
 @dataclass
@@ -38,6 +40,10 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     samples: TrainingSet
     targets: list[Domain]
+    selection: Selection
+    """Which of the targets the best checkpoint is chosen on."""
+    skipped: Skipped
+    """Samples that could not be used."""
     iteration: int = 0
     """Optimizer steps done."""
     best: dict[str, Any] = field(default_factory=dict)
@@ -129,6 +135,8 @@ def build_trainer(
     model: SegmentationModel,
     samples: TrainingSet,
     targets: list[Domain],
+    selection: Selection | None = None,
+    skipped: Skipped | None = None,
 ) -> Trainer:
     """Optimizer, trackers and data-parallel wrapping around the model."""
     train = config.train
@@ -148,5 +156,8 @@ def build_trainer(
         shares = samples.statistics.shares
         weights = torch.from_numpy(class_weights(shares, balance=balance)).to(model.device)
     return Trainer(
-        *(config, folder, accelerator, model, paired, prepared, samples, targets), class_weights=weights
+        *(config, folder, accelerator, model, paired, prepared, samples, targets),
+        selection=selection or Selection(domains=tuple(target.name for target in targets)),
+        skipped=skipped or Skipped(samples.domain.name, len(samples)),
+        class_weights=weights,
     )

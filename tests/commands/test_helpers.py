@@ -65,7 +65,7 @@ def test_check_counts_data_and_cost(cli: Any, small: Path) -> None:
 def test_check_says_which_size_the_network_sees(cli: Any, small: Path) -> None:
     assert "at 1024x512\n" in cli("check", small).stdout
     small.write_text(SMALL.replace("count: 3", "count: 3, eval_size: 256x128"))
-    assert "at 1024x512 (1 of 2 domains at sizes of their own)" in cli("check", small).stdout
+    assert "at 1024x512 (1 of 2 domains at another size)" in cli("check", small).stdout
 
 
 def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.evaluator import segment_domain
+from diffcli.evaluation.submission import find_server
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs import opening
 from diffcli.runtime import console
@@ -126,3 +127,8 @@ def test_what_no_server_takes(tiny_run: Path, cityscapes: Path, tmp_path: Path) 
             submit.Request(domain="cityscapes", run=tiny_run, output=output, root=tmp_path / "nowhere")
         )
     assert not output.exists()
+
+
+@pytest.mark.parametrize("condition", ["fog", "night", "rain", "snow"])
+def test_a_single_condition_of_acdc_has_a_server(condition: str) -> None:
+    assert find_server(f"acdc/{condition}").images == 500

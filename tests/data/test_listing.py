@@ -1,7 +1,9 @@
 """What a folder really looks like: links, leftovers, upper case, holes, and very many files."""
 
 import os
+import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from diffcli.config.domain import domain_config
 from diffcli.data.dataset import open_domain
+from diffcli.data.statistics import class_statistics
 from diffcli.errors import DataError
 
 SavePair = Callable[..., None]
@@ -70,6 +73,47 @@ def test_links_are_followed_and_loops_end(tmp_path: Path, own_folder: OwnFolder,
     (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere.png")
     domain = opened(tmp_path)
     assert [sample.id for sample in domain.samples] == ["a", "c", "city/b"]
+    assert domain.missing.labels == (tmp_path / "images/gone.png",)
+
+
+@needs_links
+def test_a_link_without_a_target_is_named(tmp_path: Path, own_folder: OwnFolder) -> None:
+    own_folder({"a": [[0]], "b": [[0]]})
+    (tmp_path / "labels/b.png").unlink()
+    (tmp_path / "labels/b.png").symlink_to(tmp_path / "gone.png")
+    domain = opened(tmp_path)
+    assert len(domain) == 2
+    with pytest.raises(DataError, match=r"a link to .*gone\.png, which is not there"):
+        domain.load(1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes among files")
+def test_a_pipe_is_refused_without_waiting(own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0]]})
+    (root / "images/a.png").unlink()
+    os.mkfifo(root / "images/a.png")
+    with pytest.raises(DataError, match="not an ordinary file"):
+        opened(root).load(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8(tmp_path: Path, own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0, 1]]})
+    for folder in (b"images", b"labels"):
+        os.rename(
+            os.path.join(os.fsencode(root), folder, b"a.png"),
+            os.path.join(os.fsencode(root), folder, b"\xff.png"),
+        )
+    domain = opened(root)
+    assert domain.load(0)[1].tolist() == [[0, 1]]
+    assert class_statistics(domain, cache=tmp_path / "cache").pixels[0, :2].tolist() == [1, 1]
+
+
+def test_accents_are_compared_in_one_spelling(tmp_path: Path, save_pair: SavePair) -> None:
+    names = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    save_pair(tmp_path / f"images/{names[0]}.png", tmp_path / f"labels/{names[1]}.png", [[3]])
+    domain = opened(tmp_path)
+    assert [sample.id for sample in domain.samples] == [names[0]]
     assert not domain.missing
 
 
