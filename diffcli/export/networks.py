@@ -1,5 +1,6 @@
 """A trained run as networks for another runtime (ONNX, torch.export), compared with the model before they are kept."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, assert_never
@@ -89,9 +90,8 @@ def export_networks(
             "diffcli": __version__,
             "trained_with": info.get("version"),
             "iteration": info.get("iteration"),
-            **network_facts(model, kind=kind, size=chosen),
+            **network_facts(model, kind=kind, size=chosen, checksums=file_checksums(folder)),
             "base_model": base_model(trained, included=True),
-            "checksums": file_checksums(folder),
         }
         write_json(folder / EXPORT_FACTS, facts)  # the check below opens the folder
         check = check_networks(model, folder, size=chosen, agreement=agreement)
@@ -203,7 +203,9 @@ def check_networks(
     return check
 
 
-def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[str, Any]:
+def network_facts(
+    model: SegmentationModel, *, kind: Kind, size: Size, checksums: Mapping[str, str]
+) -> dict[str, Any]:
     """What `export.json` says of the networks: what goes in, what comes out, and how the loop goes."""
     extractor, config = model.extractor, model.config.inversion
     schedule, backbone = extractor.schedule, extractor.backbone
@@ -215,6 +217,7 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
     return describe(
         kind,
         networks={name: f"{name}.{kind}" for name in names},
+        checksums=dict(checksums),
         precision="float32",
         branch="unconditional: the prompt and the negative prompt, no class prompts",
         classes=[
