@@ -53,7 +53,7 @@ def load_backbone(
             check_unet_weights(config.unet_weights, unet_config, allow_pickle=config.allow_pickle)
         check_memory(
             unet=components.parameters(sources.unet, "unet")
-            if config.own_unet_weights
+            if config.needs_source_unet
             else count_unet_parameters(unet_config),
             vae=components.parameters(sources.vae, "vae"),
             text_encoder=components.parameters(sources.text_encoder, "text_encoder"),

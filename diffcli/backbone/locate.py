@@ -88,11 +88,11 @@ def find_sources(config: BackboneConfig, *, last_timestep: int = 0) -> Sources:
                 variant=config.variant,
                 allow_pickle=config.allow_pickle,
                 components=request.components,
-                unet_weights=config.own_unet_weights,
+                unet_weights=config.needs_source_unet,
                 setting=request.setting,
             )
             source.check(
-                request.components, unet_weights=config.own_unet_weights, last_timestep=last_timestep
+                request.components, unet_weights=config.needs_source_unet, last_timestep=last_timestep
             )
         found |= dict.fromkeys(request.components, source)
     sources = Sources(**found)
@@ -194,7 +194,7 @@ def find_local(request: Request, config: BackboneConfig, *, last_timestep: int =
     if source is None:
         return None
     try:
-        source.check(request.components, unet_weights=config.own_unet_weights, last_timestep=last_timestep)
+        source.check(request.components, unet_weights=config.needs_source_unet, last_timestep=last_timestep)
     except DamagedFile as error:
         here = request.source == EMBEDDED or Path(request.source).expanduser().exists()
         if here or hub.is_offline():

@@ -40,7 +40,7 @@ def save_backbone(config: BackboneConfig, folder: Path) -> None:
                 sources.of(component),
                 component,
                 folder / component,
-                weights=config.own_unet_weights or component != "unet",
+                weights=config.needs_source_unet or component != "unet",
             )
         _save_tokenizer(sources, folder / "tokenizer")
     scheduler = sources.unet.config("scheduler")

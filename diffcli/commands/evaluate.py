@@ -3,7 +3,7 @@
 import errno
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +22,7 @@ from diffcli.evaluation.html import html_report
 from diffcli.evaluation.parts import score_all
 from diffcli.evaluation.report import Report, build_report, write_picture
 from diffcli.evaluation.tables import comparison, csv_report, markdown, markdown_report
-from diffcli.files import write_text
+from diffcli.files import hold_lock, write_text
 from diffcli.prediction.segmenter import Segmenter
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.folder import PICTURE, REPORT
@@ -32,6 +32,8 @@ from diffcli.runtime.device import resolve_data_workers
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
+LOCK = ".eval-lock"
+"""In the folder of the reports while they are made: a second evaluation that writes there is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,8 +223,10 @@ def _report_folder(trained: OpenRun, output: Path | None, *, several: bool) -> I
             number += 1
 
     folder = distributed.broadcast(make)
+    main = distributed.is_main_process()
     try:
-        yield folder
+        with hold_lock(folder / LOCK, where=folder) if main else nullcontext():
+            yield folder
     finally:
         for path in reversed(made):
             with suppress(OSError):  # it holds something

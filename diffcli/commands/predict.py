@@ -159,8 +159,10 @@ def parse_batch(text: str | None, *, otherwise: int) -> int | None:
 
 def _check_reference(settings: EvalConfig, references: Path | None, *, refine: int, where: Path) -> None:
     """The run's eval settings suit what predict can know."""
-    if refine < 0:
-        raise ConfigError("--refine takes a number from 0 on")
+    if not 0 <= refine <= 100:
+        raise ConfigError(
+            "--refine takes a number from 0 to 100", hint="masks hardly change after the first few times"
+        )
     if references is not None and settings.reference == "prediction":
         raise ConfigError(
             "--reference and eval.reference=prediction contradict each other",

@@ -9,14 +9,15 @@ large: draws are dealt out in order, gradients and logged losses are means over 
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from diffcli.commands.tables import print_table
-from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.errors import DataError
 from diffcli.evaluation.evaluator import DomainScores
@@ -26,20 +27,17 @@ from diffcli.files import write_text
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
     BEST,
-    CONFIG,
     PICTURE,
     REPORT,
     RESUME,
     RUNS,
-    VERSIONS,
-    create_run,
-    find_unfinished,
-    versions,
 )
 from diffcli.runtime import console, distributed
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
+from diffcli.training.resume import restore
+from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
 from diffcli.training.samples import check_samples, open_domains, training_set
 from diffcli.training.selection import select, with_held_out
 from diffcli.training.trainer import Trainer, build_trainer, load_model
@@ -65,12 +63,20 @@ def run(request: Request) -> None:
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    config, resume, runs = with_held_out(request.config), request.resume, request.runs
-    name = config.name or request.config_name
-    unfinished = (
-        distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
-    )
-    accelerator = build_accelerator(config, runs=runs)
+    config, name = with_held_out(request.config), request.config.name or request.config_name
+    accelerator = build_accelerator(config, runs=request.runs)
+    with locked_run(name, config=config, resume=request.resume, runs=request.runs) as folder:
+        with nullcontext() if request.resume else removed_on_failure(folder):
+            trainer = _prepare(config, folder, accelerator)
+        if request.resume:
+            restore(trainer)
+        with graceful_stop() as stop:
+            fit(trainer, stop)
+        _finish(trainer)
+
+
+def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
+    """Open the data, load the model, and check that there is room for the checkpoints."""
     source, targets = open_domains(config)
     selection = select(config, source, targets)
     checked = distributed.broadcast(lambda: check_samples(config, source, targets))
@@ -81,9 +87,9 @@ def run(request: Request) -> None:
         console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
-    # last: what fails before leaves no folder
-    folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
-    trainer = build_trainer(
+        state = model.decoder.state_dict().values()
+        check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
+    return build_trainer(
         config,
         folder=folder,
         accelerator=accelerator,
@@ -93,15 +99,6 @@ def run(request: Request) -> None:
         selection=selection,
         skipped=checked.skipped,
     )
-    if accelerator.is_main_process:
-        write_text(folder / CONFIG, dump_config(config))
-        write_text(folder / VERSIONS, json.dumps(versions(), indent=2))
-    if resume:
-        with distributed.raise_together():
-            trainer.restore()
-    with graceful_stop() as stop:
-        fit(trainer, stop)
-    _finish(trainer)
 
 
 def _finish(trainer: Trainer) -> None:

@@ -15,7 +15,7 @@ from pydantic import (
     TypeAdapter,
 )
 
-from diffcli.config.base import Color, Settings
+from diffcli.config.base import Color, Seed, Settings
 from diffcli.config.size import PixelSize
 
 MINIWORLD = "miniworld"
@@ -95,9 +95,9 @@ class MiniworldDomain(_AnyDomain):
 
     domain: str = MINIWORLD
     """miniworld, or one appearance of it (miniworld/fog)."""
-    count: PositiveInt | None = None
-    """Number of scenes; null takes 512 for training and 32 for evaluation."""
-    seed: NonNegativeInt = 0
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Number of scenes, at most 1,000,000 (the next split begins there); null takes 512 for training and 32 for evaluation."""
+    seed: Seed = 0
     """Seed of the geometry; splits never have a scene in common."""
 
     @property

@@ -54,6 +54,8 @@ __all__ = [
 
 Purpose = Literal["train", "eval"]
 
+CROP_TRIES = 10
+"""A crop is redrawn at most this often (method section 3)."""
 SCENES: dict[Purpose, int] = {"train": 512, "eval": 32}
 """Scenes of the miniature world where YAML gives no count."""
 FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
@@ -356,7 +358,7 @@ class TrainingSet:
             label,
             size=settings.crop,
             rng=rng,
-            tries=settings.crop_tries,
+            tries=CROP_TRIES,
             max_share=settings.crop_max_share,
             wanted=wanted,
             min_pixels=self.min_crop_pixels,

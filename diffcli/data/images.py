@@ -19,8 +19,8 @@ MAX_BYTES = 2**31
 """No image file is larger than this; a larger one is not read into memory."""
 LARGE = 2**26
 """Pixels (8192x8192) up to which an image is decoded whatever its file's size."""
-MAX_PIXELS_PER_BYTE = 1100
-"""Deflate packs at most 1032 bytes into one; JPEG spends at least a byte on 85 pixels."""
+MAX_PIXELS_PER_BYTE = 8300
+"""Deflate packs at most 1032 bytes into one, each of 8 pixels of one bit; every other format holds fewer."""
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers whose segment states the size."""
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
-from diffcli.data.batches import single_threaded
+from diffcli.data.batches import load_batches
 from diffcli.data.dataset import Domain
 from diffcli.data.transforms import resize_image, resize_label
 from diffcli.drawing.pictures import Pixels
@@ -282,15 +282,14 @@ def _equal_batches(
 ) -> Iterator[list[_Loaded | _Failed]]:
     """Samples of these numbers in order, in batches whose images are of one size; unreadable ones come along."""
     size, batch_size = network_size(segmenter, domain), segmenter.batch_size
-    loader = DataLoader(
+    loaded = load_batches(
         _Samples(domain, size=size, takes_label=_takes_labels(segmenter)),
+        indexes,
         batch_size=batch_size,
-        sampler=indexes,
-        num_workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
-        collate_fn=list,
-        worker_init_fn=single_threaded,
+        workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
+        collate=list,
     )
-    for samples in loader:
+    for samples in loaded:
         for _, batch in groupby(samples, lambda s: s.image.shape if isinstance(s, _Loaded) else None):
             yield list(batch)
 

@@ -5,21 +5,22 @@ which says all that is needed to run them. The loop over the schedule's steps is
 to be written again wherever the networks are to run (README.md of the folder shows them).
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from diffcli.config.settings import EvalConfig
-from diffcli.config.size import Size
 from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.export.facts import SCHEMA_VERSION, NetworkFacts
 from diffcli.prediction.planes import NumpyArrays
 from diffcli.prediction.segmenter import Maps
 from diffcli.runs.exported import EXPORT_FACTS, check_files
@@ -30,61 +31,6 @@ ENCODER, STEP, DECODER = "encoder", "step", "decoder"
 Floats = NDArray[np.float32]
 RunPart = Callable[..., list[Floats]]
 """Arrays in the order of its inputs to arrays in the order of its outputs."""
-Kind = Literal["onnx", "pt2"]
-
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ClassFacts(_Facts):
-    train_id: int
-    name: str
-    color: tuple[int, int, int]
-
-
-class InputFacts(_Facts):
-    width: int
-    height: int
-    multiple: int
-    largest_batch: int
-
-
-class NoiseFacts(_Facts):
-    encoder_draws: int
-    draws: int
-
-
-class LoopFacts(_Facts):
-    evaluated_steps: int
-    save_steps: tuple[int, ...]
-
-
-class ExportFacts(_Facts):
-    """What the runner reads of `export.json`; there is more in it for people."""
-
-    kind: Kind
-    networks: dict[str, Annotated[str, Field(pattern=r"^\w[\w.-]*$")]]
-    """encoder, step, decoder -> file in the folder; without step where the features are the VAE latent alone."""
-    checksums: dict[str, str]
-    """File in the folder -> SHA-256."""
-    classes: tuple[ClassFacts, ...]
-    input: InputFacts
-    noise: NoiseFacts
-    schedule: LoopFacts
-
-    @property
-    def size(self) -> Size:
-        """What images are resized to."""
-        return Size(self.input.width, self.input.height)
-
-    @property
-    def palette(self) -> Pixels:
-        """Colours (256, 3) of the train ids; what is no class is black."""
-        palette = np.zeros((256, 3), dtype=np.uint8)
-        for entry in self.classes:
-            palette[entry.train_id] = entry.color
-        return palette
 
 
 class ExportedNetwork:
@@ -103,7 +49,7 @@ class ExportedNetwork:
     multiple = 0
     gives_probabilities = False
 
-    def __init__(self, facts: ExportFacts, *, networks: Mapping[str, RunPart], noise: Floats) -> None:
+    def __init__(self, facts: NetworkFacts, *, networks: Mapping[str, RunPart], noise: Floats) -> None:
         self.facts = facts
         self.networks = networks
         self.noise = noise
@@ -228,7 +174,7 @@ def is_export(path: Path) -> bool:
         return False
 
 
-def read_facts(path: Path) -> ExportFacts:
+def read_facts(path: Path) -> NetworkFacts:
     """What `export.json` says, of a folder or beside a file of it.
 
     Raises:
@@ -247,12 +193,23 @@ def read_facts(path: Path) -> ExportFacts:
         text = file.read_text(encoding="utf-8")
         if '"networks"' not in text and '"base_model"' in text:
             raise CheckpointError("an export for diffcli itself", where=str(path), hint=f"--run {path}")
-        return ExportFacts.model_validate_json(text)
+        version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"schema version {version}, and this diffcli reads {SCHEMA_VERSION}",
+                where=str(file),
+                hint="it is of another release: upgrade diffcli, or export the run again",
+            )
+        return NetworkFacts.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(map(str, first["loc"])) or "JSON"
         raise CheckpointError(
             f"it is damaged: {what}: {first['msg']}", where=str(file), hint="export the run again"
+        ) from error
+    except (AttributeError, JSONDecodeError) as error:
+        raise CheckpointError(
+            f"it is damaged: {error}", where=str(file), hint="export the run again"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file)) from error
@@ -322,10 +279,3 @@ def to_model_range(images: Sequence[Pixels]) -> Floats:
     """
     pixels = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
     return np.ascontiguousarray((pixels - PIXEL_MEAN) / PIXEL_SCALE)
-
-
-def describe(kind: Kind, **facts: Any) -> dict[str, Any]:
-    """The facts that are told, checked to be what the runner reads."""
-    told = {"kind": kind, **facts}
-    ExportFacts.model_validate(told)
-    return told

@@ -1,29 +1,21 @@
 """The trained weights and the ModelConfig that built them, in one safetensors file; nothing frozen inside."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffcli import __version__
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.weight_files import read_header
 from diffcli.config.settings import BackboneConfig, ModelConfig
 from diffcli.core.model import SegmentationModel
 from diffcli.errors import CheckpointError
-from diffcli.files import write_atomically
-from diffcli.runs.checksums import checksum_tensors
+from diffcli.runs.tensor_file import read_tensors, write_tensors
 
-FORMAT = 1
-"""Of checkpoints; higher ones are of later versions of diffcli, and refused."""
-
-_KEY, _CHECKSUM = "diffcli", "checksum"
+_KEY = "diffcli"
 _FIRST_LAYER, _UNET, _VAE = 16, 48, 16
 """Weights of a fingerprint: of the U-Net's first layer, of all its layers, of the VAE's encoder."""
 
@@ -57,45 +49,44 @@ def _sample(network: nn.Module, count: int) -> list[float]:
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, Any] | None = None) -> None:
-    """Write the decoder's weights (float32) with the model's config, atomically."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.decoder.state_dict().items()}
-    facts = {"version": __version__, "fingerprint": fingerprint(model.extractor.backbone), **(info or {})}
-    header = json.dumps({"format": FORMAT, "config": model.config.model_dump(mode="json"), "info": facts})
-    metadata = {_KEY: header, _CHECKSUM: checksum_tensors(state, text=header)}
-    with write_atomically(path, durable=True) as temporary:
-        save_file(state, temporary, metadata=metadata)
+    """Write the decoder's weights (float32) with the model's config, whole and flushed to the disk.
+
+    Raises:
+        DiffError: the disk is full, or the folder cannot be written to.
+    """
+    header = {
+        "config": model.config.model_dump(mode="json"),
+        "info": {
+            "version": __version__,
+            "fingerprint": fingerprint(model.extractor.backbone),
+            **(info or {}),
+        },
+    }
+    write_tensors(path, model.decoder.state_dict(), kind=_KEY, header=header)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file that `save_checkpoint` wrote.
 
     Raises:
-        CheckpointError: missing, damaged, not ours, of a later format, or its config does not validate any more.
+        CheckpointError: missing, damaged, not ours, of a newer format, or its config does not validate any more.
     """
     if not path.is_file():
         raise CheckpointError("no such checkpoint", where=str(path), hint="train one: diff train cfg.yaml")
-    read_header(path, error=CheckpointError)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
+    found = read_tensors(path, kind=_KEY, hint="use another checkpoint")
+    if found is None:
         raise CheckpointError(
-            f"not a readable safetensors file ({error})", where=str(path), hint=_DAMAGED
-        ) from error
-    if _KEY not in metadata:
-        raise CheckpointError(
-            "a safetensors file, but not one of diffcli's checkpoints",
+            "a safetensors file, but not one of ours",
             where=str(path),
             hint="weights trained with the published code: diff import CKPT -o RUN",
         )
-    settings, info = _parse_header(metadata[_KEY], where=str(path))
-    if metadata.get(_CHECKSUM) != checksum_tensors(state, text=metadata[_KEY]):
+    state, header = found
+    try:
+        settings, info = dict(header["config"]), dict(header["info"])
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
-            "damaged: its weights or settings do not match the checksum that was written with them",
-            where=str(path),
-            hint=_DAMAGED,
-        )
+            "its header is damaged", where=str(path), hint="use another checkpoint, or train again"
+        ) from error
     try:
         config = ModelConfig.model_validate(settings)
     except ValidationError as error:
@@ -107,31 +98,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             hint=f"it was written by diffcli {info.get('version', '?')}, this is {__version__}",
         ) from error
     return Checkpoint(config, state, info)
-
-
-_DAMAGED = "use another copy of it, or another checkpoint of the run"
-
-
-def _parse_header(text: str, *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and info as they were written.
-
-    Raises:
-        CheckpointError: not what `save_checkpoint` writes, or what a later version writes.
-    """
-    try:
-        header = json.loads(text)
-        stated = int(header["format"])
-        settings, info = dict(header["config"]), dict(header["info"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError("its header is damaged", where=where, hint=_DAMAGED) from error
-    if stated > FORMAT:
-        raise CheckpointError(
-            f"a checkpoint of format {stated}, written by diffcli {info.get('version', '?')}; "
-            f"this is diffcli {__version__}, which reads formats up to {FORMAT}",
-            where=where,
-            hint="install a newer diffcli: pip install -U diffcli",
-        )
-    return settings, info
 
 
 def load_state(model: SegmentationModel, state: Mapping[str, Tensor], *, where: str) -> None:

@@ -26,8 +26,10 @@ LAST = "checkpoints/last.safetensors"
 """The trained weights as they stand."""
 BEST = "checkpoints/best.safetensors"
 """The trained weights of the best validation."""
-RESUME = "checkpoints/resume.pt"
+RESUME = "checkpoints/resume.safetensors"
 """Optimizer and position, while the run is unfinished."""
+LOCK = ".lock"
+"""Held by the process that trains the run."""
 REPORT = "report.json"
 """The scores; a run that holds it is finished."""
 PICTURE = "picture.png"
@@ -74,7 +76,11 @@ def create_run(name: str, *, runs: Path = RUNS) -> Path:
             if runs.exists() and not runs.is_dir():
                 raise DiffError("this is a file, so it cannot hold runs", where=str(runs)) from None
         except OSError as error:
-            raise DiffError(f"the run folder cannot be made: {error.strerror}", where=str(folder)) from error
+            raise DiffError(
+                f"the run folder cannot be made: {error.strerror}",
+                where=str(folder),
+                hint="choose a folder that you may write to and a short name (--name NAME)",
+            ) from error
 
 
 def find_run(name: str | None = None, *, runs: Path = RUNS) -> Path:

@@ -27,7 +27,7 @@ from diffcli.files import write_atomically, write_text
 from diffcli.runs.folder import CONFIG, METRICS, PICTURE, REPORT, RESUME
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_data_workers, resolve_device
-from diffcli.training.optimizer import set_learning_rate
+from diffcli.training.optimizer import BETAS, set_learning_rate
 
 WEIGHTS = "network.safetensors"
 LEVELS = (1, 2, 4, 8, 8)
@@ -113,7 +113,7 @@ class Training:
         network = UNet(width=width_for(parameters, classes=classes), classes=classes)
         self.network = network.to(self.device)
         group = {"params": network.parameters(), "lr": train.learning_rate, "base_lr": train.learning_rate}
-        self.optimizer = torch.optim.AdamW([group], betas=train.betas, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW([group], betas=BETAS, weight_decay=train.weight_decay)
         self.samples = self._samples()
         balance, statistics = train.loss.class_balance, self.samples.statistics
         self.class_weights = None
@@ -182,7 +182,6 @@ class Training:
             self.iteration,
             iterations=self.total,
             warmup_iterations=train.warmup_iterations,
-            warmup_ratio=train.warmup_ratio,
         )
         logits = self.network(to_model_range(batch.images).to(self.device))
         labels = batch.labels.to(self.device)

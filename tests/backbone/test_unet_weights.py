@@ -168,6 +168,7 @@ def test_their_memory_is_counted(tiny: Path, weights: Path, monkeypatch: pytest.
     load(tiny, weights)
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_on_other_weights(
     small: Callable[..., ModelConfig], tiny_state: State, tmp_path: Path
 ) -> None:

@@ -103,7 +103,9 @@ COMMANDS = {
         "--config CONFIG",
     ],
     "init": [
-        "FILE = diffcli.yaml",
+        "FILE",
+        "--folder DIR",
+        "--output -o FILE",
         "--force",
     ],
     "check": [

@@ -185,9 +185,8 @@ def test_importing_diffcli_is_instant_and_its_names_are_there() -> None:
         diffcli.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_whole_way_as_processes(
-    cli: Callable[..., CompletedProcess[str]], tiny_run: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_whole_way(cli: Callable[..., CompletedProcess[str]], tiny_run: Path, tmp_path: Path) -> None:
     """export, then eval and predict on the exported folder: exit codes, and JSON alone on stdout."""
     assert cli("export", tiny_run, "-o", "out", "--with-backbone").returncode == 0
     one_scene = "data.eval=[{domain: miniworld/fog, count: 1}]"

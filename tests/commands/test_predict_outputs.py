@@ -145,8 +145,10 @@ def test_only_what_is_named_is_written(tmp_path: Path, tiny_run: Path) -> None:
         ({"tile": "64x64"}, "too small"),
         ({"batch": "many"}, "neither a number"),
         ({"batch": "0"}, "neither a number"),
-        ({"samples": 0}, "from 1 on"),
-        ({"refine": -1}, "from 0 on"),
+        ({"samples": 0}, "from 1 to 1000"),
+        ({"samples": 1001}, "from 1 to 1000"),
+        ({"refine": -1}, "from 0 to 100"),
+        ({"refine": 101}, "from 0 to 100"),
     ],
 )
 def test_options_that_make_no_sense(

@@ -100,7 +100,6 @@ def check_optim(kit: Kit, report: Report, name: str) -> None:
             iteration,
             iterations=recipe.iterations,
             warmup_iterations=recipe.warmup_iterations,
-            warmup_ratio=recipe.warmup_ratio,
         )
         for iteration in facts["iters"]
     ]

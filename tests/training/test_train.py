@@ -3,7 +3,6 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,91 +11,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
-from diffcli.commands import train
-from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 from diffcli.runs.opening import open_run
-from diffcli.runtime import console
-from diffcli.runtime.signals import Stop
 from diffcli.training.samples import open_domains, training_set
-from diffcli.training.trainer import Trainer
-
-TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> None:
-    """Accelerate fixes the precision once a process; each test is its own run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def tiny_config(**changes: Any) -> RunConfig:
-    """Ten seconds of training on a random-weight pipeline; `changes` are dotted settings, dots as two underscores."""
-    tree: dict[str, Any] = {
-        "name": "tiny",
-        "model": {
-            "backbone": {"source": str(TINY_SD)},
-            "inversion": {"schedule": "one"},
-            "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
-        },
-        "data": {
-            "train": {"domain": "miniworld/clean", "count": 6},
-            "eval": [{"domain": "miniworld/night", "count": 2}],
-        },
-        "augmentation": {"crop": "64x64"},
-        "train": {
-            "iterations": 6,
-            "batch_size": 2,
-            "learning_rate": 1e-3,
-            "head_multiplier": 1,
-            "warmup_iterations": 2,
-            "log_interval": 1,
-            "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
-        },
-        "eval": {"size": "128x64"},
-        "runtime": {"device": "cpu", "data_workers": 0},
-    }
-    for key, value in changes.items():
-        node = tree
-        *path, last = key.split("__")
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return RunConfig.model_validate(tree)
-
-
-def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
-    with console.json_only():
-        train.run(train.Request(config=config, config_name="tiny", resume=resume, runs=runs))
-    return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the clock."""
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-class StopAt(Stop):
-    """A Ctrl-C that comes in a known iteration."""
-
-    def __init__(self, trainer: Trainer, iteration: int) -> None:
-        self.trainer, self.iteration = trainer, iteration
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        return self.trainer.iteration >= self.iteration
-
-
-def interrupted(config: RunConfig, runs: Path, *, at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that a signal ends after `at` iterations."""
-    fit = train.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "fit", lambda trainer, _stop: fit(trainer, StopAt(trainer, at)))
-        with pytest.raises(KeyboardInterrupt):
-            start(config, runs)
-    return runs / "tiny"
+from tests.fixtures.training import interrupted, metrics, start, tiny_config
 
 
 def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +43,7 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
     assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
 
 
+@pytest.mark.slow
 def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     straight = start(config, tmp_path / "straight")
@@ -139,6 +59,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
         assert torch.equal(tensor, after.decoder.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
     helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
