@@ -138,7 +138,7 @@ def _look_at(domain: Domain, *, may_skip: bool) -> tuple[list[DiffError], list[s
         errors = []
     if domain.missing.listed:
         notes.append(
-            f"{domain.name}: {len(domain.missing.listed)} lines of the list name no image, the first: "
+            f"{domain.name}: {counted(len(domain.missing.listed), 'line')} of the list without an image, the first: "
             f"{domain.missing.listed[0]}"
         )
     if domain.archives:

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from diffcli.commands.tables import print_table
 from diffcli.config.settings import RunConfig
-from diffcli.errors import DataError
+from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.evaluator import DomainScores
 from diffcli.evaluation.report import build_report, counted, write_picture
 from diffcli.evaluation.tables import summary_table
@@ -32,9 +32,10 @@ from diffcli.runs.folder import (
     RESUME,
     RUNS,
 )
-from diffcli.runtime import console, distributed
+from diffcli.runtime import console, distributed, words
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
+from diffcli.training.init_from import initialise
 from diffcli.training.loop import fit
 from diffcli.training.resume import restore
 from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
@@ -67,18 +68,23 @@ def run(request: Request) -> None:
     accelerator = build_accelerator(config, runs=request.runs)
     with locked_run(name, config=config, resume=request.resume, runs=request.runs) as folder:
         with nullcontext() if request.resume else removed_on_failure(folder):
-            trainer = _prepare(config, folder, accelerator)
+            trainer = _prepare(config, folder, accelerator, resume=request.resume)
         if request.resume:
             restore(trainer)
         with graceful_stop() as stop:
-            fit(trainer, stop)
-        _finish(trainer)
+            stopped_early = fit(trainer, stop)
+        _finish(trainer, *(stopped_early or validate(trainer)))
 
 
-def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
+def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator, *, resume: bool) -> Trainer:
     """Open the data, load the model, and check that there is room for the checkpoints."""
     source, targets = open_domains(config)
     selection = select(config, source, targets)
+    if config.train.patience and not (config.train.validate_interval and selection.domains):
+        raise ConfigError(
+            "train.patience counts validations, and there are none to choose the best checkpoint by",
+            hint="set train.validate_interval and data.eval, or train.patience: null",
+        )
     checked = distributed.broadcast(lambda: check_samples(config, source, targets))
     samples = training_set(config, source, checked.statistics)
     for line in selection.overlaps():
@@ -88,6 +94,8 @@ def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator) -> Train
     with distributed.raise_together():
         model = load_model(config, accelerator)
         state = model.decoder.state_dict().values()
+        if config.train.init_from is not None and not resume:
+            initialise(model, config.train.init_from, runs=folder.parent)
         check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
     return build_trainer(
         config,
@@ -101,13 +109,12 @@ def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator) -> Train
     )
 
 
-def _finish(trainer: Trainer) -> None:
-    """The last validation, the report, the picture and the table.
+def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -> None:
+    """The report, the picture and the table of the last validation.
 
     Raises:
         DataError: some samples or domains could not be scored; the report holds the others.
     """
-    scores, problems = validate(trainer)
     if not trainer.accelerator.is_main_process:
         return
     for tracker in trainer.accelerator.trackers:
@@ -122,6 +129,7 @@ def _finish(trainer: Trainer) -> None:
         "best": trainer.best,
         "selected_on": list(trainer.selection.domains),
         "shared_images": trainer.selection.shared,
+        "changed_settings": trainer.changes,
         "skipped_samples": len(trainer.skipped.faults),
         **_unseen(trainer, scores),
     }
@@ -158,4 +166,6 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
 def _say_unseen(training: dict[str, Any]) -> None:
     if training["unseen_domains"]:
         mean, count = 100 * training["mean_iou_unseen"], training["unseen_domains"]
-        console.print_text(f"mean mIoU over {count} domains never seen in training: {mean:.2f}")
+        console.print_text(
+            f"mean mIoU over {words.counted(count, 'domain')} never seen in training: {mean:.2f}"
+        )

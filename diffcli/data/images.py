@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,20 @@ def claimed_size(data: NDArray[np.uint8], path: Path) -> tuple[int, int]:
 
 def _pillow_size(data: NDArray[np.uint8], path: Path) -> tuple[int, int]:
     try:
-        with PillowImage.open(io.BytesIO(data.tobytes())) as image:
+        with open_with_pillow(data) as image:
             return image.size
     except PillowImage.DecompressionBombError as error:
         raise DataError(f"too large: {error}", where=str(path), hint="save it as PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError):
         return 0, 0
+
+
+def open_with_pillow(source: Path | NDArray[np.uint8]) -> PillowImage.Image:
+    """The image of a file or of its bytes, not yet decoded; Pillow does not warn of its size: see `refuse_bomb`."""
+    file = source if isinstance(source, Path) else io.BytesIO(source.tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+        return PillowImage.open(file)
 
 
 def refuse_bomb(size: tuple[int, int], held: int, path: Path) -> None:

@@ -145,7 +145,7 @@ def _count(
 
 
 def segment_domain(segmenter: Segmenter, domain: Domain, *, workers: int = 0) -> Iterator[tuple[int, Pixels]]:
-    """(index, mask of train ids at the image's own size) of every sample in order, labelled or not.
+    """(index, mask of train ids at the image's size) of every sample in order, labelled or not.
 
     Raises:
         DataError: the first sample that cannot be read.
@@ -162,7 +162,7 @@ def segment_domain(segmenter: Segmenter, domain: Domain, *, workers: int = 0) ->
 
 
 def network_size(segmenter: Segmenter, domain: Domain) -> Size | None:
-    """At which the network sees the domain's images: the domain's own size where it has one; None: each at its own."""
+    """At which the network sees the domain's images: its eval_size, else eval.size; None: each file's size."""
     return domain.eval_size or segmenter.settings.size
 
 
@@ -234,7 +234,7 @@ class _Loaded:
     image: Pixels
     """At the network's size."""
     label: Pixels
-    """At its own size, which the mask gets."""
+    """At the size of its file, which the mask gets."""
     reference: Pixels | None
 
     @property

@@ -187,7 +187,7 @@ def compare(model: SegmentationModel, exported: ExportedNetwork, *, size: Size) 
 def check_networks(
     model: SegmentationModel, folder: Path, *, size: Size, agreement: float = AGREEMENT
 ) -> Check:
-    """Load what lies in `folder` in its own runtime and compare it with the model.
+    """Load the networks in `folder` in their runtime and compare them with the model.
 
     Raises:
         DiffError: fewer labels agree than `agreement`; or it cannot be loaded at all.

@@ -89,7 +89,7 @@ def write_program(part: Part, file: Path) -> None:
 
 
 def write_onnx(part: Part, file: Path) -> None:
-    """Trace a part and write it as ONNX; weights of more than about 1.5 GB lie in `<file>.data` beside it."""
+    """Trace a part and write it as ONNX; weights of more than about 1.5 GB are in `<file>.data` beside it."""
     program = trace(part)
     with _exporters_quiet():
         graph = torch.onnx.export(

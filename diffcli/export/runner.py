@@ -1,4 +1,4 @@
-"""Exported networks: what lies in their folder, and how they run without PyTorch.
+"""Exported networks: what their folder holds, and how they run without PyTorch.
 
 A folder holds three networks (`encoder`, `step`, `decoder`), the noise they were checked under, and `export.json`,
 which says all that is needed to run them. The loop over the schedule's steps is `ExportedNetwork.logits`: a few lines,
@@ -42,7 +42,7 @@ class ExportedNetwork:
     Args:
         facts: what they are.
         networks: encoder, step and decoder.
-        noise: D,4,h,w, the draws for images that come without noise of their own (method section 1.1).
+        noise: D,4,h,w, the draws for images that come without noise (method section 1.1).
     """
 
     arrays = NumpyArrays()
@@ -84,9 +84,7 @@ class ExportedNetwork:
         batches = (images[start : start + largest] for start in range(0, len(images), largest))
         try:
             output = np.concatenate([self.logits(to_model_range(batch)) for batch in batches])
-        except (
-            Exception
-        ) as error:  # each runtime has exceptions of its own, most often where memory does not suffice
+        except Exception as error:  # every runtime has different exceptions, most often for too little memory
             words = " ".join(str(error).split())
             raise DiffError(f"the networks failed: {words[:160]}", where=identities[0]) from error
         self.evaluations += len(images) * self.facts.schedule.evaluated_steps
@@ -119,7 +117,7 @@ class ExportedNetwork:
 
 
 def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
-    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that a file lies in.
+    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that holds a file.
 
     PyTorch is imported for pt2 only.
 
@@ -155,6 +153,7 @@ class ExportSource:
     def __init__(self, path: Path) -> None:
         facts = read_facts(path)
         self.path, self.palette = path, facts.palette
+        self.description = f"{path} ({facts.kind})"
         self.classes = tuple(entry.name for entry in facts.classes)
         self.settings = EvalConfig(size=facts.size)
         """One plain pass of each image at the exported size."""
@@ -255,7 +254,7 @@ def _onnx_networks(folder: Path, files: Mapping[str, str], *, device: str | None
     def load(file: Path) -> RunPart:
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # onnxruntime has an exception of its own for every way to be damaged
+        except Exception as error:  # onnxruntime has a different exception for every kind of damage
             raise _damaged(file, error) from error
         names = [entry.name for entry in session.get_inputs()]
         return lambda *arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))

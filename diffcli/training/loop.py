@@ -10,11 +10,13 @@ from diffcli.training.run_folder import require_folder
 from diffcli.training.samples import batches
 from diffcli.training.step import training_step
 from diffcli.training.trainer import Trainer
-from diffcli.training.validation import validate
+from diffcli.training.validation import Validation, is_stale, validate
 
 
-def fit(trainer: Trainer, stop: Stop) -> None:
+def fit(trainer: Trainer, stop: Stop) -> Validation | None:
     """Train to the last iteration, with checkpoints and validations on the way.
+
+    Returns the validation after which it stopped early, where it did.
 
     Raises:
         TrainingError: a loss or gradient is not finite; the last checkpoint stays as it is.
@@ -33,8 +35,14 @@ def fit(trainer: Trainer, stop: Stop) -> None:
             if _validation_is_due(trainer) and trainer.validated < trainer.iteration:
                 # saved before, so that one process may stop in the middle; several have to stop together
                 with interruptible(stop) if distributed.world_size() == 1 else nullcontext():
-                    validate(trainer)
+                    found = validate(trainer)
                 trainer.validated = trainer.iteration
+                if is_stale(trainer):
+                    console.say(
+                        f"stopped early: no better score than at iteration {trainer.best['iteration']} in "
+                        f"{train.patience} validations"
+                    )
+                    return found
             try:
                 record = training_step(trainer, source)
                 trainer.iteration += 1
@@ -60,6 +68,7 @@ def fit(trainer: Trainer, stop: Stop) -> None:
                         f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
                     )
                     raise Stopped(stop.number)
+    return None
 
 
 def _validation_is_due(trainer: Trainer) -> bool:

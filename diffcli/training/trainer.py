@@ -48,6 +48,8 @@ class Trainer:
     class_weights: torch.Tensor | None = None
     """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that changed at a resume: the iteration, and key -> [before, from there on]."""
     validated: int = 0
     """Iteration of the last validation."""
     logged: tuple[float, int] = (0.0, 0)

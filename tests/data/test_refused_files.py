@@ -197,6 +197,17 @@ def test_a_png_that_claims_too_much(tmp_path: Path) -> None:
             read(path)  # type: ignore[operator]
 
 
+def test_a_gif_that_claims_too_much(tmp_path: Path) -> None:
+    """More pixels than Pillow takes without a warning; the error is ours alone."""
+    path = tmp_path / "a.gif"
+    Image.new("L", (8, 8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:6] + struct.pack("<HH", 10000, 9000) + data[10:])
+    for read in (image_size, read_pixels):
+        with pytest.raises(DataError, match="claims 10000x9000 pixels, but holds"):
+            read(path)  # type: ignore[operator]
+
+
 def test_large_images_are_read(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("1", (9000, 8000)).save(path)
