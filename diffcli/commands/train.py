@@ -7,7 +7,6 @@ Several processes (`torchrun`, `accelerate launch`) share an iteration as one pr
 large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,12 +20,15 @@ from diffcli.commands.tables import print_table
 from diffcli.config.settings import RunConfig
 from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.evaluator import DomainScores
-from diffcli.evaluation.report import build_report, counted, write_picture
+from diffcli.evaluation.files import choose_examples, write_reports
+from diffcli.evaluation.html import Examples
+from diffcli.evaluation.report import build_report, counted
 from diffcli.evaluation.tables import summary_table
-from diffcli.files import write_text
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
     BEST,
+    CURVES,
     PICTURE,
     REPORT,
     RESUME,
@@ -41,6 +43,7 @@ from diffcli.training.resume import restore
 from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
 from diffcli.training.samples import check_samples, open_domains, training_set
 from diffcli.training.selection import select, with_held_out
+from diffcli.training.trackers import track_report
 from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
@@ -117,13 +120,9 @@ def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -
     """
     if not trainer.accelerator.is_main_process:
         return
-    for tracker in trainer.accelerator.trackers:
-        tracker.finish()
     model = trainer.config.model
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
-    if scores:
-        write_picture(trainer.folder / PICTURE, scores, model=model)
     training = {
         "iterations": trainer.iteration,
         "best": trainer.best,
@@ -134,7 +133,10 @@ def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -
         **_unseen(trainer, scores),
     }
     report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
-    write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
+    write_reports(trainer.folder, report, scores, model=model, examples=_examples(trainer, scores))
+    track_report(trainer.accelerator.trackers, trainer.folder, step=trainer.iteration)
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()
     (trainer.folder / RESUME).unlink(missing_ok=True)
     console.print_record({"run": trainer.folder, **report.as_json()})
     if scores:
@@ -142,13 +144,24 @@ def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -
         _say_unseen(training)
     for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
         console.warn(line)
-    console.say(f"run folder: {trainer.folder}")
+    for file in ("report.html", PICTURE, CURVES):
+        if (trainer.folder / file).is_file():
+            console.say(f"see {trainer.folder / file}")
+    console.say(f"next: diff predict IMAGES --run {trainer.folder}")
     if problems:
         raise DataError(
             f"not everything could be scored: {'; '.join(problems)}",
             where=str(trainer.folder / REPORT),
             hint="training is complete; fix the files and score again: diff eval",
         )
+
+
+def _examples(trainer: Trainer, scores: Sequence[DomainScores]) -> list[Examples]:
+    """The worst images and the median one of each domain that was scored."""
+    segmenter = trained_segmenter(trainer.model, trainer.config.eval)
+    opened = {target.name: target for target in trainer.targets}
+    trainer.model.decoder.eval()
+    return [choose_examples(segmenter, opened[one.name], one) if one.name in opened else [] for one in scores]
 
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import BETAS, parameter_groups
 from diffcli.training.run_folder import append_metrics
 from diffcli.training.selection import Selection
+from diffcli.training.trackers import flat_numbers
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Trainer:
         with distributed.raise_together():
             if self.accelerator.is_main_process:
                 append_metrics(self.folder, {"iteration": self.iteration, **record})
-        self.accelerator.log(record, step=self.iteration)
+        self.accelerator.log(flat_numbers(record), step=self.iteration)
 
 
 def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel:

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from diffcli.config.file import load_config
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
-from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runs.opening import open_run
 from diffcli.training.init_from import initialise
 from diffcli.training.samples import open_domains, training_set
 from tests.fixtures.training import interrupted, metrics, start, tiny_config
@@ -42,7 +42,7 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
     folder = start(tiny_config(train__iterations=1), tmp_path)
     with safe_open(folder / LAST, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"fusion", "pyramid", "head"}  # noqa: SIM118
-    model = load_model(folder / LAST)
+    model = open_run(folder / LAST).load_model()
     assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
 
 
@@ -57,7 +57,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
-    before, after = load_model(straight / LAST), load_model(resumed / LAST)
+    before, after = open_run(straight / LAST).load_model(), open_run(resumed / LAST).load_model()
     for name, tensor in before.decoder.state_dict().items():
         assert torch.equal(tensor, after.decoder.state_dict()[name]), name
 
@@ -118,7 +118,7 @@ def test_a_run_starts_from_another_with_other_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = start(tiny_config(train__iterations=2), tmp_path)
-    before = load_model(first / LAST)
+    before = open_run(first / LAST).load_model()
     classes = [before.config.classes[3], *before.config.classes[:3]]
     AcceleratorState._reset_state(reset_partial_state=True)
     model = build_model(tiny_config().model.model_copy(update={"classes": (*classes, "tram")}))
@@ -157,7 +157,7 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite at iteration [1-5], on miniworld_") as error:
         start(config, tmp_path)
     assert "last good checkpoint" in str(error.value)
-    state = load_model(tmp_path / "tiny" / LAST).decoder.state_dict()
+    state = open_run(tmp_path / "tiny" / LAST).load_model().decoder.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
