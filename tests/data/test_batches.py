@@ -1,8 +1,9 @@
 """Loading in worker processes: order, and what is said when they fail."""
 
 import os
+import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,24 @@ def test_a_worker_ignores_what_asks_to_stop(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     assert loaded(Numbers(bad=3, signal=number), 7, workers=2) == [[0, 1], [2, 3], [4, 5], [6]]
     assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.fixture
+def few_open_files() -> Iterator[None]:
+    """Room for about thirty more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_fewer_workers_are_started_where_there_is_no_room(
+    few_open_files: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert loaded(Numbers(), 7, workers=12) == [[0, 1], [2, 3], [4, 5], [6]]
+    words = capsys.readouterr().err
+    assert "12 loading processes cannot be started (Too many open files); continuing with 6" in words
+    assert "--shm-size" in words
 
 
 @pytest.mark.slow

@@ -98,7 +98,14 @@ def workers_of(process: "subprocess.Popen[str]") -> list[int]:
     return [int(pid) for pid in listed.split()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.nightly),
+        pytest.param(signal.SIGINT, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_signal_to_the_whole_group_saves(tmp_path: Path, start: Start, number: signal.Signals) -> None:
     """As from `timeout`, systemd, `scancel`, a closed terminal: the loading processes get it too."""
     process = start(workers=2)
@@ -113,6 +120,7 @@ def test_a_signal_to_the_whole_group_saves(tmp_path: Path, start: Start, number:
     assert not (tmp_path / "runs/tiny" / LOCK).exists()
 
 
+@pytest.mark.nightly
 def test_a_stop_while_the_program_starts(tmp_path: Path, start: Start) -> None:
     for delay in (0.3, 1.0, 2.0):
         process = start()
@@ -154,16 +162,26 @@ def test_a_killed_worker_is_one_line_and_the_run_is_saved(tmp_path: Path, start:
 
 
 def test_a_run_that_was_killed_again_and_again_is_the_same_run(tmp_path: Path, start: Start) -> None:
-    """Weights, losses, counted evaluations and validations, to the last digit and line."""
+    """Weights, losses, counted evaluations and validations, to the last digit and line.
+
+    Nobody else may resume it while it lives; afterwards the dead owner's lock is taken over at once.
+    """
     straight = start(iterations=24)
     assert straight.wait(timeout=240) == 0
     (tmp_path / "runs").rename(tmp_path / "straight")
     process = start(iterations=24)
-    for iteration in (6, 12, 18):
+    until(lambda: (tmp_path / "runs/tiny" / RESUME).is_file(), process)
+    process.send_signal(signal.SIGSTOP)
+    second = start("--resume", iterations=24)
+    _, words = second.communicate(timeout=240)
+    assert second.returncode == 1
+    assert f"runs/tiny: process {process.pid} on" in words
+    process.send_signal(signal.SIGCONT)
+    for iteration in (12, 18):
         until(trained(tmp_path / "runs/tiny", iterations=iteration), process)
         process.kill()
         process.wait()
-        process = start("--resume", iterations=24)  # at once: the dead owner's lock is taken over
+        process = start("--resume", iterations=24)
     _, words = process.communicate(timeout=240)
     assert process.returncode == 0, words
     assert lines(tmp_path / "runs/tiny") == lines(tmp_path / "straight/tiny")
@@ -172,16 +190,7 @@ def test_a_run_that_was_killed_again_and_again_is_the_same_run(tmp_path: Path, s
     assert not list((tmp_path / "runs").rglob(".diffcli-part-*"))
 
 
-def test_a_live_run_is_not_resumed_a_second_time(tmp_path: Path, start: Start) -> None:
-    first = start()
-    until(lambda: (tmp_path / "runs/tiny" / RESUME).is_file(), first)
-    second = start("--resume")
-    _, words = second.communicate(timeout=240)
-    assert second.returncode == 1
-    assert f"runs/tiny: process {first.pid} on" in words
-    assert first.poll() is None
-
-
+@pytest.mark.nightly
 def test_a_closed_terminal(tmp_path: Path, start: Start) -> None:
     """The run saves although nothing can be written to the terminal any more."""
     ours, theirs = pty.openpty()
@@ -206,6 +215,7 @@ def drain(terminal: int) -> bool:
     return True
 
 
+@pytest.mark.nightly
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_whole(tmp_path: Path, start: Start) -> None:
     first = start(iterations=8)
     assert first.wait(timeout=120) == 0
@@ -218,6 +228,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_whole(tmp_path: Path,
     assert not list((tmp_path / "runs/tiny-2").rglob(".diffcli-part-*"))
 
 
+@pytest.mark.nightly
 def test_a_folder_that_is_removed_meanwhile(tmp_path: Path, start: Start) -> None:
     process = start()
     until(trained(tmp_path / "runs/tiny", iterations=3), process)
@@ -245,6 +256,7 @@ def as_in_a_container(tmp_path: Path) -> Iterator[list[str]]:
     yield command
 
 
+@pytest.mark.nightly
 def test_hardly_any_shared_memory(tmp_path: Path, start: Start) -> None:
     """Batches need none; where not even a worker can be started, the main process loads."""
     start(iterations=4, workers=3).communicate(timeout=240)
@@ -262,6 +274,7 @@ def test_hardly_any_shared_memory(tmp_path: Path, start: Start) -> None:
     assert lines(tmp_path / "runs/tiny-2") == lines(tmp_path / "runs/tiny")
 
 
+@pytest.mark.nightly
 def test_few_open_files(tmp_path: Path, start: Start) -> None:
     process = start(
         iterations=4,

@@ -1,13 +1,18 @@
 """The folder of a run that trains: found out before the work, whole afterwards, damage refused by name."""
 
 import os
+import resource
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from diffcli.commands import train
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.runs.folder import CONFIG, LAST, METRICS, RESUME, VERSIONS
+from diffcli.files import TEMPORARY
+from diffcli.runs.folder import CONFIG, LAST, LOCK, METRICS, RESUME, VERSIONS
+from diffcli.runtime.signals import Stop
 from diffcli.training import run_folder
 from tests.fixtures.training import interrupted, start, tiny_config
 
@@ -66,3 +71,46 @@ def test_a_read_only_folder_is_refused_before_the_work(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(DiffError, match="cannot be made: Permission denied"):
         start(tiny_config(), tmp_path / "runs")
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 64 kB, as on a disk that is full: less than a resume file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_leaves_the_files_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    folder = interrupted(tiny_config(), tmp_path, at=2, monkeypatch=monkeypatch)
+    before = (folder / RESUME).read_bytes()
+    request.getfixturevalue("small_files")
+    with pytest.raises(
+        DiffError, match=r"resume\.safetensors: cannot be written: File too large\n.*free some"
+    ):
+        start(tiny_config(), tmp_path, resume=True)
+    assert (folder / RESUME).read_bytes() == before
+    assert not list(tmp_path.rglob(f"{TEMPORARY}*"))
+    assert not (folder / LOCK).exists()
+
+
+def test_a_folder_that_is_moved_meanwhile_is_made_again_for_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MovesIt(Stop):
+        @property
+        def requested(self) -> bool:  # type: ignore[override]
+            if (tmp_path / "tiny" / METRICS).is_file() and not (tmp_path / "gone").exists():
+                (tmp_path / "tiny").rename(tmp_path / "gone")
+            return False
+
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda trainer, _stop: fit(trainer, MovesIt()))
+    with pytest.raises(DiffError, match="the run folder was moved or removed while it trained") as error:
+        start(tiny_config(), tmp_path)
+    assert "are saved: --resume continues" in str(error.value)
+    monkeypatch.undo()
+    assert start(tiny_config(), tmp_path, resume=True) == tmp_path / "tiny"
