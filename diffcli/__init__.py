@@ -11,16 +11,15 @@ TYPE_CHECKING = False  # as typing has it, whose import would be the slowest par
 if TYPE_CHECKING:
     from diffcli.api.backbone import DIFFBackbone
     from diffcli.api.model import TrainedModel, load
-    from diffcli.core.model import SegmentationModel, segment
+    from diffcli.core.model import SegmentationModel
 
 __version__ = "0.1.0"
 
-__all__ = ["DIFFBackbone", "SegmentationModel", "TrainedModel", "__version__", "load", "segment"]
+__all__ = ["DIFFBackbone", "SegmentationModel", "TrainedModel", "__version__", "load"]
 
 _HOMES = {
     "DIFFBackbone": "diffcli.api.backbone",
     "SegmentationModel": "diffcli.core.model",
-    "segment": "diffcli.core.model",
     "TrainedModel": "diffcli.api.model",
     "load": "diffcli.api.model",
 }

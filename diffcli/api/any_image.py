@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcli.data.images import read_image
+from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE, read_image
 from diffcli.errors import DataError
 
 _KINDS = "a path, a PIL image, a uint8 array or tensor (H,W,3), or a float tensor (3,H,W) in [-1,1]"
@@ -50,7 +50,7 @@ def _from_tensor(image: Tensor) -> NDArray[np.uint8]:
     if image.is_floating_point():
         if image.ndim != 3 or len(image) != 3 or not bool((image.abs() <= 1).all()):
             raise DataError(f"a float tensor is no image: shape {tuple(image.shape)}", hint=f"give {_KINDS}")
-        image = (image.float() * 127.5 + 127.5).round().to(torch.uint8).movedim(0, -1)
+        image = (image.float() * PIXEL_SCALE + PIXEL_MEAN).round().to(torch.uint8).movedim(0, -1)
     elif image.ndim == 3 and image.shape[2] not in (3, 4):
         image = image.movedim(0, -1)
     pixels: NDArray[np.uint8] = image.numpy()

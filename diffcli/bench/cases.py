@@ -32,7 +32,7 @@ from diffcli.core.model import DTYPES, SegmentationModel, join
 from diffcli.errors import DiffError
 from diffcli.runtime.device import Precision
 from diffcli.runtime.memory import is_out_of_memory
-from diffcli.training.optimizer import parameter_groups
+from diffcli.training.optimizer import BETAS, parameter_groups
 
 Work = Literal["inference", "training"]
 Code = Literal["baseline", "eager", "diffcli", "compiled"]
@@ -232,7 +232,7 @@ def _training(case: Case, model: SegmentationModel) -> Callable[[], object]:
     )
     module.train()
     groups = parameter_groups(model.decoder, learning_rate=train.learning_rate, head_multiplier=1.0)
-    optimizer = torch.optim.AdamW(groups, betas=train.betas, weight_decay=train.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=train.weight_decay)
 
     def step() -> None:
         if isinstance(module, Baseline):

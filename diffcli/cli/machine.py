@@ -37,23 +37,25 @@ def bench(
     schedules: Annotated[
         str | None,
         typer.Option(
-            help="Comma list: paper, visit9, five, one, clean; own is the settings'.  "
+            help="Comma list of paper, visit9, five, one, clean, or own: the settings' schedule.  "
             "[own with CONFIG, else paper,five,one]",
             show_default=False,
         ),
     ] = None,
     precisions: Annotated[str, typer.Option(help="Comma list: auto, float32, bf16, fp16.")] = "auto",
-    batch_sizes: Annotated[str, typer.Option(help="Comma list of images a batch.")] = "1",
+    batch_sizes: Annotated[str, typer.Option(help="Comma list of images in a batch.")] = "1",
     size: Annotated[
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images.  [what the model is made for]"),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed batches a row; one before them warms up.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Timed batches for each row, after one to warm up.")
+    ] = 3,
     random_weights: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="sd15 or sd21 with random weights instead of the diffusion model (tiny: sd21 at toy widths).",
+            help="sd15 or sd21 with random weights instead of the diffusion model (tiny: sd21 at toy size).",
             show_default=False,
         ),
     ] = None,

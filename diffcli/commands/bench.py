@@ -16,6 +16,7 @@ from diffcli.config.size import size_option
 from diffcli.errors import ConfigError
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_device
+from diffcli.runtime.words import counted
 
 SHORT: dict[str, str] = {"float32": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
@@ -80,7 +81,7 @@ def parse_plan(request: Request) -> Plan:
         "both": ("inference", "training"),
     }
     if work not in works:
-        raise ConfigError(f"--work {work!r} is not known", hint=f"one of {', '.join(works)}")
+        raise ConfigError(f"unknown --work {work!r}", hint=f"one of {', '.join(works)}")
     batches = _listed(batch_sizes)
     if not all(text.isdigit() and int(text) for text in batches):
         raise ConfigError(f"--batch-sizes {batch_sizes!r}: numbers above 0", hint="for example 1,4")
@@ -101,23 +102,24 @@ def _listed(text: str) -> list[str]:
 
 
 def _print(rows: Sequence[tuple[Case, Measurement]], place: torch.device) -> None:
-    """Two tables a work: what one waits for, and what was done in that time."""
+    """Two tables for each kind of work: how long it takes, and what is done in that time."""
     facts = machine(place)
-    console.say(f"{facts['name']} ({facts['device']}), {facts['threads']} thread(s), torch {facts['torch']}")
+    threads = counted(torch.get_num_threads(), "thread")
+    console.say(f"{facts['name']} ({facts['device']}), {threads}, torch {facts['torch']}")
     on_gpu = place.type == "cuda"
     for work in dict.fromkeys(case.work for case, _ in rows):
-        own = [row for row in rows if row[0].work == work]
-        first = own[0][0]
+        measured = [row for row in rows if row[0].work == work]
+        first = measured[0][0]
         what = "inference" if work == "inference" else "one training step (IPKL, two prompted classes)"
         console.table(
             f"\n{what}, {first.width}x{first.height}",
             [*_NAMES, "ms", "±%", "images/s", "MiB", "times faster"],
-            [_speed_row(case, found, rows) for case, found in own],
+            [_speed_row(case, found, rows) for case, found in measured],
         )
         console.table(
             "",
             [*_NAMES, "U-Net", "GFLOP", "GFLOP/s", "% of matmul", *(["% GPU busy"] if on_gpu else [])],
-            [_work_row(case, found) for case, found in own],
+            [_work_row(case, found) for case, found in measured],
             digits=1,
         )
 

@@ -5,12 +5,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffcli.backbone.locate import describe_source
-from diffcli.config.domain import DomainConfig
-from diffcli.config.settings import DataConfig, RunConfig, TrainConfig
+from diffcli.config.domain import DomainConfig, MiniworldDomain
+from diffcli.config.settings import RunConfig, TrainConfig
 from diffcli.core.costs import count_costs, validations
-from diffcli.data.dataset import open_domain
+from diffcli.data.dataset import Domain, open_domain
+from diffcli.data.glance import empty_classes, glance
+from diffcli.data.skipped import tolerated
 from diffcli.errors import DiffError
 from diffcli.runtime import console
+from diffcli.runtime.words import counted
+from diffcli.training.selection import select, with_held_out
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Found:
     domain: str
     samples: int
     labels: int
+    split: str
+    """Which split; empty for a set without splits."""
     without_label: int
     without_image: int
     place: str
@@ -43,10 +49,10 @@ def run(request: Request) -> None:
     Raises:
         DiffError: the diffusion model or a domain is missing or wrong; each is named.
     """
-    config, config_name = request.config, request.config_name
-    found, faults = find_data(config.data, classes=config.model.classes)
+    config, config_name = with_held_out(request.config), request.config_name
+    found, faults, notes, chosen = find_data(config)
     try:
-        backbone = describe_source(config.model.backbone)
+        backbone = describe_source(config.model.backbone, last_timestep=config.model.inversion.last_timestep)
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
@@ -56,38 +62,58 @@ def run(request: Request) -> None:
         "backbone": backbone,
         "domains": [asdict(one) for one in found],
         "faults": [str(fault) for fault in faults],
+        "notes": notes,
+        "best_checkpoint": chosen,
         "validations": validations(config.train),
         "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
     }
     console.print_record(record)
-    console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
-    console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone))
+    headings = ["use", "domain", "split", "samples", "labels", "unpaired", "where"]
+    console.table("data", headings, map(_row, found))
+    console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone, chosen))
     title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
     rows = [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
     console.table(f"\n{title}", ["", ""], rows)
+    for note in notes:
+        console.warn(note)
     if faults:
         raise _joined(faults)
 
 
 def _row(one: Found) -> list[object]:
     unpaired = one.without_label + one.without_image
-    return [one.use, one.domain, one.samples, one.labels, unpaired, one.place or "rendered"]
+    where = one.place or "rendered"
+    return [one.use, one.domain, one.split or "-", one.samples, one.labels, unpaired, where]
 
 
-def find_data(data: DataConfig, *, classes: Sequence[str]) -> tuple[list[Found], list[DiffError]]:
-    """Every domain of the settings as found on disk, and what is wrong with those that are not there."""
-    found: list[Found] = []
+def find_data(config: RunConfig) -> tuple[list[Found], list[DiffError], list[str], str]:
+    """Every domain of the settings as found on disk, what is wrong, what is worth knowing, and what chooses the best.
+
+    A handful of labels of each is read, so that settings that pass do not fail in the first second of training.
+    """
+    data, found, opened = config.data, list[Found](), list[Domain]()
     faults: list[DiffError] = []
+    notes: list[str] = []
     for use, entry in [("train", data.train), *(("eval", entry) for entry in data.eval)]:
         try:
-            found.append(_find(entry, use=use, classes=classes))
+            domain = open_domain(
+                entry, purpose="train" if use == "train" else "eval", classes=config.model.classes
+            )
         except DiffError as error:
             faults.append(error)
-    return found, faults
+            continue
+        opened.append(domain)
+        found.append(_found(domain, use=use))
+        wrong, worth = _look_at(domain, may_skip=use == "train" and data.on_error == "skip")
+        faults += wrong
+        notes += worth
+    if len(opened) != 1 + len(data.eval) or not data.eval:
+        return found, faults, notes, ""
+    selection = select(config, opened[0], opened[1:])
+    return found, faults, [*notes, *selection.overlaps()], selection.describe()
 
 
-def _find(entry: DomainConfig, *, use: str, classes: Sequence[str]) -> Found:
-    domain = open_domain(entry, purpose="train" if use == "train" else "eval", classes=classes)
+def _found(domain: Domain, *, use: str) -> Found:
     images = [sample.image for sample in domain.samples if sample.image is not None]
     labelled = sum(sample.label is not None or sample.scene is not None for sample in domain.samples)
     return Found(
@@ -95,10 +121,31 @@ def _find(entry: DomainConfig, *, use: str, classes: Sequence[str]) -> Found:
         domain=domain.name,
         samples=len(domain.samples),
         labels=labelled,
+        split=domain.split,
         without_label=len(domain.missing.labels),
         without_image=len(domain.missing.images),
         place=_common_folder(images),
     )
+
+
+def _look_at(domain: Domain, *, may_skip: bool) -> tuple[list[DiffError], list[str]]:
+    """What is wrong with a domain and what is worth knowing, from a handful of its labels."""
+    notes = []
+    look = glance(domain)
+    errors = look.errors
+    if may_skip and look.samples > len(errors) == len(look.faults) <= tolerated(len(domain)):
+        notes += [f"{fault.where}: {fault.message}; training draws others in its place" for fault in errors]
+        errors = []
+    if domain.missing.listed:
+        notes.append(
+            f"{domain.name}: {counted(len(domain.missing.listed), 'line')} of the list without an image, the first: "
+            f"{domain.missing.listed[0]}"
+        )
+    if domain.archives:
+        notes.append(
+            f"{domain.name}: archives among the files that are not unpacked: {domain.archives[0].name}"
+        )
+    return errors, [*notes, *filter(None, [empty_classes(domain, look)])]
 
 
 def _common_folder(images: Sequence[Path]) -> str:
@@ -112,13 +159,13 @@ def _common_folder(images: Sequence[Path]) -> str:
     return str(Path(*first[:same]))
 
 
-def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[object]]:
+def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> list[list[object]]:
     """What would run, in words."""
     train, inversion, settings = config.train, config.model.inversion, config.eval
     schedule = inversion.resolved_schedule()
     steps, saved = max(schedule.save_steps) + 1, len(schedule.save_steps)
     name = inversion.schedule if isinstance(inversion.schedule, str) else "custom"
-    crops = _counted(train.batch_size * train.gradient_accumulation, "crop")
+    crops = counted(train.batch_size * train.gradient_accumulation, "crop")
     branches = (
         f"both branches ({train.loss.consistency})" if train.loss.ipkl else "unconditional branch alone"
     )
@@ -130,19 +177,31 @@ def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[objec
     return [
         ["run folder", f"runs/{config.name or config_name}"],
         ["backbone", backbone],
-        ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
-        ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
+        ["schedule", f"{name}: {counted(steps, 'step')}, features of {saved}"],
+        *_held_out(config.data.train),
+        [
+            "training",
+            f"{counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}",
+        ],
         ["objective", branches],
         ["evaluation", ", ".join([_seen_at(config), *views])],
         ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
+        ["best checkpoint", chosen or "the last one: nothing is evaluated"],
     ]
+
+
+def _held_out(source: DomainConfig) -> list[list[object]]:
+    """What val_fraction holds out of the source."""
+    if isinstance(source, MiniworldDomain) or source.val_fraction is None:
+        return []
+    return [["held out", f"{source.val_fraction:g} of the source, by seed {source.val_seed}"]]
 
 
 def _seen_at(config: RunConfig) -> str:
     entries = config.data.eval
-    own = sum(entry.eval_size is not None for entry in entries)
+    different = sum(entry.eval_size is not None for entry in entries)
     return f"at {config.eval.size or 'the size of each image'}" + (
-        f" ({own} of {_counted(len(entries), 'domain')} at sizes of their own)" if own else ""
+        f" ({different} of {counted(len(entries), 'domain')} at another size)" if different else ""
     )
 
 
@@ -151,10 +210,6 @@ def _when(train: TrainConfig) -> str:
     if count == 1:
         return "at the end"
     return f"every {train.validate_interval:,} iterations and at the end ({count} times)"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _joined(faults: list[DiffError]) -> DiffError:

@@ -9,8 +9,9 @@ from diffcli.data.dataset import Domain, open_domain
 from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
 from diffcli.evaluation.domains import DomainChoice, wanted_domains
-from diffcli.evaluation.scoring import Shown, evaluate_sample
+from diffcli.evaluation.evaluator import Shown, evaluate_sample
 from diffcli.files import check_output, write_atomically
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console
 
@@ -42,8 +43,8 @@ def run(request: Request) -> None:
         ConfigError: the runs have different classes, or there is no such image.
         DiffError: the output may not be replaced or written; see also `open_run`, `open_domain`, `evaluate_sample`.
     """
-    runs, overrides = request.runs, request.overrides
     check_output(request.output, suffixes=(".png",))
+    runs, overrides = request.runs, request.overrides
     seed = open_run(runs[0], overrides=overrides).config.model.inversion.seed
     opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
     _refuse_other_classes(opened)
@@ -58,7 +59,8 @@ def run(request: Request) -> None:
         for name, one in zip(_names(opened), opened, strict=True)
     }
     rows = [
-        _compared(domain, {name: own[i] for name, own in shown.items()}) for i, domain in enumerate(targets)
+        _compared(domain, {name: images[i] for name, images in shown.items()})
+        for i, domain in enumerate(targets)
     ]
     with write_atomically(request.output) as temporary:
         compared_picture(rows, model=opened[0].config.model).save(temporary, format="PNG")
@@ -69,11 +71,11 @@ def _predictions(
     trained: OpenRun, domains: Sequence[Domain], chosen: Sequence[int], *, device: str | None
 ) -> list[Shown]:
     """One run's prediction on the chosen image of every domain; the model is let go of at the end."""
-    model = trained.load_model(device=device)
+    segmenter = trained_segmenter(trained.load_model(device=device), trained.config.eval)
     with console.progress(f"segment with {trained.name}", len(domains), unit="images") as bar:
         shown = []
         for domain, index in zip(domains, chosen, strict=True):
-            shown.append(evaluate_sample(model, domain, index, trained.config.eval))
+            shown.append(evaluate_sample(segmenter, domain, index))
             bar.update()
     return shown
 

@@ -1,4 +1,4 @@
-"""`diff domains`: which domains are known, and what of them lies on this disk."""
+"""`diff domains`: which domains are known, and which of them are on this disk."""
 
 import os
 from dataclasses import dataclass
@@ -27,7 +27,9 @@ def run(request: Request) -> None:
     root = request.root
     if root is not None and not root.is_dir():
         raise DataError(
-            "there is no such folder", where=str(root), hint="give the folder that holds a folder a domain"
+            "there is no such folder",
+            where=str(root),
+            hint="give the folder that holds one folder per domain",
         )
     found = {one.spec.name: one for one in locate(root)}
     console.print_record([_record(spec.name, found) for spec in known_domains()])
@@ -38,7 +40,7 @@ def run(request: Request) -> None:
         console.say(f"looked in {data}/<domain>")
     else:
         console.say(
-            f"set {DATA_VARIABLE} to the folder that holds a folder a domain (/data for /data/cityscapes)"
+            f"set {DATA_VARIABLE} to the folder that holds one folder per domain (/data for /data/cityscapes)"
         )
 
 

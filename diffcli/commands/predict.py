@@ -1,4 +1,4 @@
-"""`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
+"""`diff predict`: images and videos to masks and other outputs, in the tree of the inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,19 @@ from pathlib import Path
 
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import size_option
-from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError
-from diffcli.prediction.files import Outcome, first_line, merged, segment_files
-from diffcli.prediction.inputs import Job, Reader, plan, refuse_collisions
+from diffcli.prediction.coco import write_coco
+from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
+from diffcli.prediction.index import INDEX, write_index
+from diffcli.prediction.inputs import Reader, plan, refuse_collisions
+from diffcli.prediction.manifest import Manifest
 from diffcli.prediction.outputs import Outputs, choose_outputs
-from diffcli.prediction.writers import Manifest
+from diffcli.prediction.segmenter import Segmenter, Source
 from diffcli.runtime import console, distributed
+from diffcli.runtime.words import counted
+
+DEFAULT_OUTPUT = Path("predictions")
+"""Folder of the folders that results go to where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +27,16 @@ class Request:
 
     images: Sequence[str]
     """Files, folders (with their sub-folders), globs, videos, @LIST or - (stdin)."""
-    output: Path
-    """Folder for the results."""
+    output: Path | None = None
+    """Folder for the results; None takes predictions/NAME of the run."""
     run: Path | None = None
     """A run folder, an exported folder or a checkpoint file."""
     model: Path | None = None
     """Exported networks instead of a run: their folder, or a file in it."""
     write: str | None = None
     """Comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos."""
+    legend: bool = True
+    """Put names and shares of the classes under overlays, colour masks and videos."""
     overlay: bool = False
     """Also write the colours laid over the image."""
     heatmap: str | None = None
@@ -55,91 +63,97 @@ def run(request: Request) -> None:
     """Write a mask for every image below `output`, in the tree of the images, and a line of `predictions.jsonl`.
 
     The noise is seeded by the file's stem: an image has the same mask in every folder and beside any other images.
+    Exported networks see every image at the exported size and under the stored noise, whatever its name.
 
     Raises:
-        ConfigError: options that do not go together.
+        ConfigError: options that do not go together, or that exported networks do not have.
         DataError: no images; or, after all else is done, some could not be read.
-        DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
+        DiffError: see `open_run`, `open_exported` and `segment_files`.
     """
-    if request.model is not None:
-        _run_exported(request, request.model)
-    else:
-        assert request.run is not None, "a run or exported networks"
-        _run_trained(request, request.run)
-
-
-def _run_trained(request: Request, run: Path) -> None:
-    """What `run` does, by a trained run."""
-    output, skip_existing, overrides = request.output, request.skip_existing, request.overrides
+    skip_existing = request.skip_existing
+    output = request.output or DEFAULT_OUTPUT / _name(request)
     jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
-    tiles = None if request.tile is None else size_option("--tile", request.tile)
-
-    from diffcli.prediction.segmenter import Predictor
-    from diffcli.runs.opening import (
-        open_run,  # seconds: after what can be wrong at once, and not for exported networks
-    )
-
-    trained = open_run(run, overrides=overrides)
-    model_config, settings = trained.config.model, trained.config.eval
+    tile = None if request.tile is None else size_option("--tile", request.tile)
+    source = _open(request)
+    settings = source.settings
     outputs = choose_outputs(
         jobs,
         write=request.write,
         overlay=request.overlay,
         heatmap=request.heatmap,
         samples=request.samples,
-        classes=model_config.classes,
-        palette=class_palette(model_config),
+        classes=source.classes,
+        palette=source.palette,
+        legend=request.legend,
     )
     refuse_collisions(jobs, outputs.files)
-    _check_reference(settings, request.reference, refine=request.refine, where=trained.path)
-    if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
+    _check_reference(settings, request.reference, refine=request.refine, where=source.path)
+    if tile is not None and not any(text.startswith("eval.size=") for text in request.overrides):
         settings = settings.model_copy(update={"size": None})
+    batch = parse_batch(request.batch, otherwise=settings.batch_size)
     manifest = Manifest(output)
-    begun = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
-    left_alone = set(begun.skipped)
-    left = [job for job in jobs if job not in left_alone]
-    if not left:
-        report(begun, outputs, run=run, output=output)
-        return
-    with distributed.raise_together():
-        model = trained.load_model(device=request.device)
-    batch_size = parse_batch(request.batch, otherwise=settings.batch_size)
-    predictor = Predictor(
-        model,
-        settings,
-        batch=batch_size,
-        tile=tiles,
-        refine=request.refine,
-        samples=request.samples,
-        confidence=outputs.wants_confidence,
-        score_of=outputs.score_of,
-    )
-    reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    own = distributed.shard(left, chunk=batch_size or 1)
-    shares = distributed.all_gather(
-        lambda: segment_files(
-            predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+    outcome = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    skipped = set(outcome.skipped)
+    remaining = [job for job in jobs if job not in skipped]
+    if remaining:
+        with distributed.raise_together():
+            network = source.load(device=request.device, samples=request.samples)
+        segmenter = Segmenter(
+            network,
+            settings,
+            batch=batch,
+            tile=tile,
+            refine=request.refine,
+            confidence=outputs.wants_confidence,
+            score_of=outputs.score_of,
+            on_retile=console.warn,
         )
-    )
-    outcome = merged([begun, *shares], jobs)
-    report(outcome, outputs, run=run, output=output)
+        reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
+        shard = distributed.shard(remaining, chunk=batch or 1)
+        done = distributed.all_gather(
+            lambda: segment_files(
+                segmenter,
+                shard,
+                reader=reader,
+                outputs=outputs,
+                manifest=manifest,
+                skip_existing=skip_existing,
+            )
+        )
+        outcome = merged([outcome, *done], jobs)
+        distributed.broadcast(lambda: _finish(manifest, outputs, title=source.description))
+    report(outcome, outputs, source=source, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
 
 
-def _run_exported(request: Request, model: Path) -> None:
-    """What `run` does, by networks that `diff export --format onnx|pt2` wrote; PyTorch is imported for pt2 alone.
+def _name(request: Request) -> str:
+    """The default folder's name: that of the run or of the exported networks."""
+    path = (request.model or request.run or Path()).resolve()
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    return run.stem if run.is_file() else run.name
 
-    Every image is seen at the exported size and under the stored noise, whatever its name.
 
-    Raises:
-        ConfigError: the request has options that exported networks do not have.
-        DataError: see `run`.
-        DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
-    """
-    from diffcli.export.runner import ExportedPredictor, open_exported
+def _finish(manifest: Manifest, outputs: Outputs, *, title: str) -> None:
+    """One line for each image, the COCO file of the folder, and the page that shows all of it."""
+    manifest.finish()
+    if "rle" in outputs.kinds:
+        write_coco(manifest.folder, manifest.entries(), classes=outputs.classes)
+    count = sum(1 for entry in manifest.entries() if entry.frame is None)
+    with console.progress("write index.html", count) as bar:
+        write_index(
+            manifest, title=title, classes=outputs.classes, palette=outputs.palette, progress=bar.update
+        )
 
+
+def _open(request: Request) -> Source:
+    """The run or the exported networks, read but not loaded; PyTorch is imported for a run and for pt2 alone."""
+    if request.model is None:
+        from diffcli.prediction.trained import open_source  # takes seconds: after what can be wrong at once
+
+        assert request.run is not None, "a run or exported networks"
+        return open_source(request.run, overrides=request.overrides)
     asked = {
         "--run": request.run,
         "--reference": request.reference,
@@ -153,39 +167,9 @@ def _run_exported(request: Request, model: Path) -> None:
             f"--model and {', '.join(refused)} do not go together",
             hint="exported networks are one plain pass of the unconditional branch; --run RUN can do more",
         )
-    output, skip_existing = request.output, request.skip_existing
-    jobs = plan(request.images, output=output)
-    exported = open_exported(model, device=request.device)
-    facts = exported.facts
-    outputs = choose_outputs(
-        jobs,
-        write=request.write,
-        overlay=request.overlay,
-        heatmap=request.heatmap,
-        samples=1,
-        classes=tuple(entry.name for entry in facts.classes),
-        palette=facts.palette,
-    )
-    refuse_collisions(jobs, outputs.files)
-    manifest = Manifest(output)
-    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
-    left_alone = set(outcome.skipped)
-    left = [job for job in jobs if job not in left_alone]
-    if left:
-        predictor = ExportedPredictor(
-            exported,
-            batch=parse_batch(request.batch, otherwise=1) or 1,
-            confidence=outputs.wants_confidence,
-            score_of=outputs.score_of,
-        )
-        reader = Reader(facts.size, classes=len(facts.classes), keep=outputs.wants_image)
-        found = segment_files(
-            predictor, left, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
-        )
-        outcome = merged([outcome, found], jobs)
-    report(outcome, outputs, run=model, output=output)
-    if outcome.failed:
-        raise _failure(outcome)
+    from diffcli.export.runner import ExportSource
+
+    return ExportSource(request.model)
 
 
 # -------------------------------------------------------------------------------------------------- options
@@ -204,8 +188,10 @@ def parse_batch(text: str | None, *, otherwise: int) -> int | None:
 
 def _check_reference(settings: EvalConfig, references: Path | None, *, refine: int, where: Path) -> None:
     """The run's eval settings suit what predict can know."""
-    if refine < 0:
-        raise ConfigError("--refine takes a number from 0 on")
+    if not 0 <= refine <= 100:
+        raise ConfigError(
+            "--refine takes a number from 0 to 100", hint="masks hardly change after the first few times"
+        )
     if references is not None and settings.reference == "prediction":
         raise ConfigError(
             "--reference and eval.reference=prediction contradict each other",
@@ -219,52 +205,27 @@ def _check_reference(settings: EvalConfig, references: Path | None, *, refine: i
         )
 
 
-# ------------------------------------------------------------------------------------- beginning and telling
+# -------------------------------------------------------------------------------------------------- report
 
 
-def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
-    """Open the folder and its manifest, and find what is there already: an outcome of skipped jobs.
-
-    Raises:
-        DiffError: the folder cannot be written to.
-    """
-
-    def is_there(job: Job) -> bool:
-        files = outputs.files(job)
-        to_take_apart = job.is_video and outputs.writes_frames
-        return bool(files) and not to_take_apart and all(path.is_file() for path in files.values())
-
-    skipped = [job for job in jobs if skip_existing and is_there(job)]
-    left = set(skipped)
-    manifest.begin(job.image for job in jobs if job not in left)
-    told = {entry.get("input") for entry in manifest.entries()} if skipped else set()
-    for job in skipped:
-        if str(job.image) not in told:
-            manifest.add(job.image, status="skipped", outputs=outputs.files(job))
-    replaced = sum(path.exists() for job in jobs if job not in left for path in outputs.files(job).values())
-    return Outcome(skipped=skipped, replaced=replaced)
-
-
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> None:
+def report(outcome: Outcome, outputs: Outputs, *, source: Source, output: Path) -> None:
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
-        f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
-        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
+        f"{len(outcome.skipped)} already there" if outcome.skipped else "",
+        f"{counted(outcome.replaced, 'file')} there replaced" if outcome.replaced else "",
     ]
-    told = "; ".join(filter(None, notes))
-    what = f"{count} {'image' if count == 1 else 'images'}"
-    if outcome.frames:
-        videos = sum(job.is_video for job in outcome.written)
-        what = (
-            f"{count - videos} images and {outcome.frames} frames"
-            if count > videos
-            else f"{outcome.frames} frames"
-        )
-    console.say(f"{what} segmented into {output}{f' ({told})' if told else ''}")
+    remarks = "; ".join(filter(None, notes))
+    images = count - sum(job.is_video for job in outcome.written)
+    parts = [counted(images, "image")] if images or not outcome.frames else []
+    parts += [counted(outcome.frames, "frame")] if outcome.frames else []
+    what = " and ".join(parts)
+    console.say(f"{what} with {source.description} -> {output}{f' ({remarks})' if remarks else ''}")
+    if (output / INDEX).is_file():
+        console.say(f"open {output / INDEX} to see them")
     console.print_record(
         {
-            "run": str(run),
+            "run": str(source.path),
             "output": str(output),
             "images": [
                 {
@@ -286,6 +247,6 @@ def _failure(outcome: Outcome) -> DataError:
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
     count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
-        "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
-        hint="mend or take out these files; the others are done",
+        "\n".join([f"no mask for {len(outcome.failed)} of {counted(count, 'image')}", *shown]),
+        hint="fix or remove these files; the others are done",
     )

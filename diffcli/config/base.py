@@ -11,6 +11,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+Count = Annotated[int, Field(ge=1, le=4096)]
+"""Images or rows that go through a network at once: more do not fit into any memory."""
+Width = Annotated[int, Field(ge=1, le=16384)]
+"""Channels of a layer: a wider one does not fit into any memory."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What PyTorch takes as a seed."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 _Channel = Annotated[int, Field(ge=0, le=255)]
 Color = tuple[_Channel, _Channel, _Channel]

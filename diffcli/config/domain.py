@@ -15,11 +15,14 @@ from pydantic import (
     TypeAdapter,
 )
 
-from diffcli.config.base import Color, Settings
+from diffcli.config.base import Color, Seed, Settings
 from diffcli.config.size import PixelSize
 
 MINIWORLD = "miniworld"
 FOLDER = "folder"
+
+
+_LabelValue = Annotated[int, Field(ge=-2, lt=65536)]
 
 
 class _AnyDomain(Settings):
@@ -30,7 +33,7 @@ class _AnyDomain(Settings):
     name: str | None = None
     """Name in tables and reports; null takes the domain's. Names with the same part before a slash (rain/day, rain/night) are also averaged as a group."""
     split: str | None = None
-    """train, val or test; null takes train for training and val for evaluation."""
+    """train, val, test, or the name of a split's folder (valid and validation are val); null takes train for training, val for evaluation, or all of a set without splits."""
     resize: PixelSize | None = None
     """Resize image and label to this size first, WIDTHxHEIGHT; null keeps the size of the files."""
     eval_size: PixelSize | None = None
@@ -45,7 +48,11 @@ class KnownDomain(_AnyDomain):
     model_config = ConfigDict(title="a known domain")
 
     root: Path | None = None
-    """Folder of the dataset; null takes DIFFCLI_DATA/<domain>."""
+    """Folder of the dataset, or the folder that holds the datasets' folders; null takes DIFFCLI_DATA."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold out this share of a set without a val split: it becomes split val, the rest split train."""
+    val_seed: NonNegativeInt = 0
+    """Seed of the draw of val_fraction, which depends on it and the names of the images alone."""
 
 
 class FolderDomain(_AnyDomain):
@@ -57,14 +64,28 @@ class FolderDomain(_AnyDomain):
     """folder: images and labels of your own."""
     root: Path | None = None
     """Folder that holds the images and the labels."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Hold out this share of a set without a val split: it becomes split val, the rest split train."""
+    val_seed: NonNegativeInt = 0
+    """Seed of the draw of val_fraction, which depends on it and the names of the images alone."""
     images: str = "images"
-    """Sub-folder of the images."""
+    """Sub-folder of the images, or a pattern of their paths: rgb/rgb_{id}.png, {split}/{id}/left.png."""
     labels: str = "labels"
-    """Sub-folder of the labels."""
-    label_ids: dict[Annotated[int, Field(ge=-2, lt=65536)], int] | None = None
-    """Label value -> train id (255 ignores); null reads the files as train ids."""
-    label_colors: tuple[tuple[Color, int], ...] | None = None
-    """[[red, green, blue], train id] pairs, for labels stored as colours."""
+    """Sub-folder of the labels, or a pattern with the same {id}: ss/ss_{id}.png."""
+    image_prefix: str = ""
+    """What names of images begin with, before the part that they and their labels have in common."""
+    image_suffix: str = ""
+    """What names of images end with, after that part: _rgb, or with the ending _rgb.png."""
+    label_prefix: str = ""
+    """What names of labels begin with."""
+    label_suffix: str = ""
+    """What names of labels end with: _mask, or with the ending _mask.png."""
+    list_file: str | None = None
+    """Text file below root that names the samples, an id or an image and its label in a line: ImageSets/Segmentation/{split}.txt."""
+    label_ids: dict[_LabelValue | Literal["*"], int] | None = None
+    """Label value -> train id (255 ignores); "*" is every value that is not listed; null reads the files as train ids."""
+    label_colors: tuple[tuple[Color | Literal["*"], int], ...] | None = None
+    """[[red, green, blue], train id] pairs, for labels stored as colours; ["*", 255] is every other colour."""
 
 
 class MiniworldDomain(_AnyDomain):
@@ -74,9 +95,9 @@ class MiniworldDomain(_AnyDomain):
 
     domain: str = MINIWORLD
     """miniworld, or one appearance of it (miniworld/fog)."""
-    count: PositiveInt | None = None
-    """Number of scenes; null takes 512 for training and 32 for evaluation."""
-    seed: NonNegativeInt = 0
+    count: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """Number of scenes, at most 1,000,000 (the next split begins there); null takes 512 for training and 32 for evaluation."""
+    seed: Seed = 0
     """Seed of the geometry; splits never have a scene in common."""
 
     @property

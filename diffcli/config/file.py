@@ -1,4 +1,4 @@
-"""Settings as YAML: read with file and line in every error, written back, and written out with their meanings.
+"""Settings as YAML: read with file and line in every error, written back, and listed with their meanings.
 
 `--set model.inversion.eta=0.5` overrides any key.
 """
@@ -24,8 +24,8 @@ def load_config(path: Path, *, overrides: Sequence[str] = ()) -> RunConfig:
     """Read settings from a YAML file, with the files that it extends, and apply `key=value` overrides.
 
     Raises:
-        ConfigError: the file is missing or no YAML, or holds a key or value that does not fit; the message names
-            file, line and key of every fault.
+        ConfigError: the file is missing or is not YAML, or a key or value does not fit; the message names file,
+            line and key of each fault.
     """
     tree = read_tree(Path(path))
     return _validated(tree, overrides, where=str(path))
@@ -67,7 +67,7 @@ def commented_yaml() -> str:
 def _override(tree: Tree, text: str) -> None:
     """Apply one `a.b.c=value` in place."""
     dotted, equals, raw = text.partition("=")
-    where = f"--set {text}"
+    where = f"--set {text if len(text) <= 100 else text[:97] + '...'}"
     if not equals or not dotted.strip():
         raise ConfigError(
             "an override is written key=value", where=where, hint="for example --set train.iterations=100"
@@ -76,10 +76,8 @@ def _override(tree: Tree, text: str) -> None:
     node: Any = tree.values
     for i, key in enumerate(keys):
         if isinstance(node, list) and not (isinstance(key, int) and key < len(node)):
-            message = (
-                f"{'.'.join(map(str, keys[:i]))} is a list of {len(node)}; there is no number {key} in it"
-            )
-            raise ConfigError(message, where=where, hint="the first is number 0")
+            message = f"{'.'.join(map(str, keys[:i]))} has {len(node)} items; item {key} does not exist"
+            raise ConfigError(message, where=where, hint="items are counted from 0")
         if i == len(keys) - 1:
             node[key] = parse_value(raw, where)
         else:
@@ -157,37 +155,45 @@ def _validated(tree: Tree, overrides: Sequence[str], *, where: str) -> RunConfig
     try:
         return RunConfig.model_validate(tree.values)
     except ValidationError as error:
-        faults = list(dict.fromkeys(_faults(error.errors(), tree)))
-    if len(faults) == 1:
+        groups = _by_setting(error.errors(include_url=False, include_input=False), tree)
+    faults = [_fault(path, _value_at(tree.values, path), groups[path], tree) for path in [*groups][:SHOWN]]
+    if len(groups) == 1:
         place, message, hint = faults[0]
         raise ConfigError(message, where=place or where, hint=hint) from None
     bullets = [
         f"  - {f'{place}: ' if place else ''}{message}{f' ({hint})' if hint else ''}"
         for place, message, hint in faults
     ]
-    raise ConfigError("\n".join([f"{len(faults)} settings do not fit", *bullets]), where=where) from None
+    more = [f"  - and {len(groups) - SHOWN:,} more"] if len(groups) > SHOWN else []
+    raise ConfigError(
+        "\n".join([f"{len(groups):,} settings do not fit", *bullets, *more]), where=where
+    ) from None
 
 
 Fault = tuple[str, str, str | None]
 """Where, what, hint."""
+SHOWN = 10
+"""Faults that one error lists; the rest is counted."""
 
 
-def _faults(errors: list[ErrorDetails], tree: Tree) -> Iterator[Fault]:
-    """One fault a setting: of the alternatives of a union, only the one that was attempted."""
-    by_path: dict[Path_, list[ErrorDetails]] = {}
+def _by_setting(errors: list[ErrorDetails], tree: Tree) -> dict[Path_, list[ErrorDetails]]:
+    """The errors of each setting; those of a mapping are left out where errors inside it say more."""
+    groups: dict[Path_, list[ErrorDetails]] = {}
     for error in errors:
-        by_path.setdefault(_real_path(error, tree.values), []).append(error)
-    for path, group in by_path.items():
-        value = _value_at(tree.values, path)
-        if isinstance(value, dict) and any(other != path and other[: len(path)] == path for other in by_path):
-            continue  # the faults inside say more
-        yield _fault(path, value, group, tree)
+        groups.setdefault(_real_path(error, tree.values), []).append(error)
+    above = {path[:end] for path in groups for end in range(len(path))}
+    return {
+        path: group
+        for path, group in groups.items()
+        if path not in above or not isinstance(_value_at(tree.values, path), dict)
+    }
 
 
 def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fault:
     """What is wrong with the value at `path`, in this program's words."""
-    if isinstance(value, dict):
-        group = [e for e in group if e["type"] != "literal_error"] or group
+    others = [error for error in group if error["type"] != "literal_error"]
+    if others and not isinstance(value, str) and not all(error["type"] in _KINDS for error in others):
+        group = others  # a number or a mapping: it was not meant to be one of the words
     error = group[0]
     name, place = ".".join(map(str, path)), _place(path, tree)
     message, context = error["msg"].removeprefix("Value error, "), error.get("ctx", {})
@@ -204,7 +210,7 @@ def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fa
             choices = re.findall(r"'([^']*)'", context["expected"])
             return (
                 place,
-                _not_among(name, value, choices, mapping=len(group) > 1),
+                _not_among(name, value, [*choices, *(_KINDS.get(e["type"], e["msg"]) for e in others)]),
                 _did_you_mean(str(value), choices),
             )
         case "union_tag_invalid":
@@ -215,7 +221,7 @@ def _fault(path: Path_, value: Any, group: list[ErrorDetails], tree: Tree) -> Fa
         case "model_type" | "dict_type":
             fields = ", ".join(key.rpartition(".")[2] for key in _siblings(path))
             hint = f"it holds: {fields}" if fields else None
-            return place, f"{name}: takes settings of its own, not {_shortened(value)}", hint
+            return place, f"{name}: takes nested settings, not {_shortened(value)}", hint
         case "string_type" if isinstance(value, int | float):
             return place, f"{name}: must be text, not {value!r}", 'put it in quotes: "..."'
     return place, f"{name}: {message[0].lower()}{message[1:]}, not {_shortened(value)}", None
@@ -232,9 +238,19 @@ def _unknown(path: Path_, tree: Tree) -> tuple[str, str]:
     return f"{name} does not apply to {chosen}", f"it is a setting of {' and '.join(map(str, having))}"
 
 
-def _not_among(name: str, value: object, choices: list[str], *, mapping: bool = False) -> str:
-    more = ["settings of its own"] if mapping else []
-    return f"{name}: must be {' or '.join([*choices, *more])}, not {value!r}"
+_KINDS = {
+    "model_type": "nested settings",
+    "dict_type": "nested settings",
+    "int_type": "a number",
+    "int_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+}
+"""What else a setting can be that takes words, by the error of a value that is neither."""
+
+
+def _not_among(name: str, value: object, choices: list[str]) -> str:
+    return f"{name}: must be {' or '.join(dict.fromkeys(choices))}, not {_shortened(value)}"
 
 
 def _did_you_mean(word: str, choices: Sequence[str]) -> str | None:
@@ -249,7 +265,7 @@ def _real_path(error: ErrorDetails, values: Any) -> Path_:
     for i, key in enumerate(location):
         last = i == len(location) - 1
         if isinstance(values, dict):
-            found = next((k for k in values if k == key or str(k) == str(key)), None)
+            found = key if key in values else next((k for k in values if str(k) == str(key)), None)
             if found is not None:
                 path, values = (*path, found), values[found]
             elif last and error["type"] == "missing":

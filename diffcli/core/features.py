@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.family import check_timesteps
 from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
 from diffcli.classes import IGNORE_ID
 from diffcli.config.settings import DEFAULT_UNET_BATCH, InversionConfig
@@ -115,6 +116,7 @@ class DiffusionFeatureExtractor:
         self.kinds = kinds
         self.stages = tuple(stages)
         self.schedule = InversionSchedule.from_config(config.resolved_schedule())
+        check_timesteps(len(backbone.alphas_cumprod), config.last_timestep, where="model.inversion.schedule")
         self.layers = feature_layers(backbone.unet, stages=stages, kinds=kinds)
 
     @property

@@ -5,7 +5,7 @@ To add a domain, write one `DomainSpec` and put it into `DOMAINS`. Train ids in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from diffcli.classes import (
     CITYSCAPES_CLASSES,
@@ -14,54 +14,68 @@ from diffcli.classes import (
     IGNORE_ID,
     Color,
 )
+from diffcli.data.idd import IDD_CLASSES, IDD_LABELS
 from diffcli.data.vistas import VISTAS_1_2, VISTAS_2_0, VISTAS_TO_CITYSCAPES
 
 SPLITS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "val": ("val", "validation", "valid"),
+    "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
+    "train_extra": ("train_extra", "trainextra"),
 }
-"""Our name of a split -> the folder names that stand for it."""
+"""Name of a split -> the folder names that stand for it, in any case and with a number or "set" after them."""
 
 
 @dataclass(frozen=True)
 class LabelEncoding:
     """How the pixels of a label file become train ids.
 
-    A file of one channel is read by `ids` (other values are errors; -1, 254 and 255 always ignore), a colour file by
-    `colors`. Values from `plain_below` on are divided by `divide` first: instance files hold id * divide + n.
+    A file of one channel is read by `ids`, a colour file by `colors`. A value or colour outside them becomes
+    `other_ids` or `other_colors`; without one (None) it is an error, except -1, 254 and 255, which are always ignored.
+    Values from `plain_below` on are divided by `divide` first: instance files hold id * divide + n.
     """
 
     ids: Mapping[int, int] = field(default_factory=dict)
     colors: tuple[tuple[Color, int], ...] = ()
     divide: int = 1
     plain_below: int = 0
+    other_ids: int | None = None
+    other_colors: int | None = None
+    setting: str = ""
+    """What the user set to choose this encoding, for messages: label_ids, label_colors, train ids (a folder without
+    either), or empty (a known domain)."""
 
 
 @dataclass(frozen=True)
 class LabelFiles:
-    """Where a layout keeps labels: `folder`/<key><suffix>.<any image format>.
+    """Where a layout keeps labels, as a pattern like that of `Layout.images`.
 
     `names_in` lists JSON files at the root that hold the class names in the order of their ids (config.json of
     Mapillary Vistas); the first one found replaces the built-in table.
     """
 
-    folder: str
+    files: str
     encoding: LabelEncoding
-    suffix: str = ""
     names_in: tuple[str, ...] = ()
+    own: LabelEncoding | None = None
+    """The encoding in the domain's classes (positions in `DomainSpec.classes`), where it has any of its own."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a domain lies on disk: images are `images`/<key><image_suffix>.*, labels in order of preference.
+    """One way in which a domain is stored: patterns of the images and, in order of preference, of their labels.
 
-    "{split}" stands for the split's folder name; a layout without it has one undivided set, called train.
+    A pattern is a path below the root. "{split}" stands for the split's folder name; a layout without it is one
+    undivided set. "{id}" is what an image and its label have in common, sub-folders included; a pattern without it is
+    a folder of files named {id}. A pattern without an ending takes every image format. `list_file` (with or without
+    "{split}") is a text file that names the samples.
     """
 
     images: str
     labels: tuple[LabelFiles, ...]
-    image_suffix: str = ""
+    list_file: str = ""
+    only: str = ""
+    """The one split that is stored like this; empty for all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,11 @@ class DomainSpec:
     """Split to evaluate on where YAML names none."""
     labels_may_differ: bool = False
     """Some label files are of another size than their image; they are resized to it."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that only this domain has, beside those it shares with Cityscapes: a model that names one
+    of them reads the labels by `own` of its LabelFiles."""
+    not_these: Mapping[str, str] = field(default_factory=dict)
+    """Folder that is often found in place of the right one -> what to do about it."""
 
     @property
     def folder(self) -> str:
@@ -228,6 +247,27 @@ CAMVID_ANY = LabelEncoding(ids=CAMVID_11.ids, colors=CAMVID_32.colors)
 """Folders named <split>annot hold the 11 ids in one channel, or the 32 colours."""
 
 
+URBANSYN = LabelEncoding(ids={**TRAIN_IDS.ids, 19: IGNORE_ID}, colors=TRAIN_IDS.colors)
+"""Train ids; 19 is unlabelled."""
+
+IDD_IDS = LabelEncoding(
+    ids={
+        i: CITYSCAPES_CLASSES.index(label.cityscapes) if label.cityscapes else IGNORE_ID
+        for i, label in enumerate(IDD_LABELS)
+    }
+)
+IDD_OWN_IDS = LabelEncoding(
+    ids={i: IGNORE_ID if label.level3 is None else label.level3 for i, label in enumerate(IDD_LABELS)}
+)
+IDD_LEVEL3 = LabelEncoding(
+    ids={
+        i: CITYSCAPES_CLASSES.index(name) if name in CITYSCAPES_CLASSES else IGNORE_ID
+        for i, name in enumerate(IDD_CLASSES)
+    }
+)
+"""The 26 classes of the benchmark: animals count as person, rail tracks and other ground beside the road as neither."""
+IDD_OWN_LEVEL3 = LabelEncoding(ids={i: i for i in range(len(IDD_CLASSES))})
+
 VISTAS_ENCODING_1_2 = LabelEncoding(ids={i: vistas_train_id(name) for i, name in enumerate(VISTAS_1_2)})
 VISTAS_ENCODING_2_0 = LabelEncoding(ids={i: vistas_train_id(name) for i, name in enumerate(VISTAS_2_0)})
 
@@ -235,7 +275,7 @@ VISTAS_ENCODING_2_0 = LabelEncoding(ids={i: vistas_train_id(name) for i, name in
 def _vistas_labels(version: str, *folders: str) -> tuple[LabelFiles, ...]:
     encoding = VISTAS_ENCODING_1_2 if version == "v1.2" else VISTAS_ENCODING_2_0
     names_in = (f"config_{version}.json", "config.json")
-    return tuple(LabelFiles(folder, encoding, names_in=names_in) for folder in folders)
+    return tuple(LabelFiles(folder, encoding, names_in) for folder in folders)
 
 
 def _vistas(name: str, title: str, *versions: str) -> DomainSpec:
@@ -257,12 +297,37 @@ def _acdc(condition: str) -> DomainSpec:
         title=f"ACDC, {condition}",
         layouts=(
             Layout(
-                f"rgb_anon/{condition}/{{split}}",
+                f"rgb_anon/{condition}/{{split}}/{{id}}_rgb_anon",
                 (
-                    LabelFiles(f"gt/{condition}/{{split}}", LABEL_IDS, "_gt_labelIds"),
-                    LabelFiles(f"gt/{condition}/{{split}}", TRAIN_IDS, "_gt_labelTrainIds"),
+                    LabelFiles(f"gt/{condition}/{{split}}/{{id}}_gt_labelIds", LABEL_IDS),
+                    LabelFiles(f"gt/{condition}/{{split}}/{{id}}_gt_labelTrainIds", TRAIN_IDS),
                 ),
-                "_rgb_anon",
+            ),
+        ),
+    )
+
+
+def _cityscapes_labels(folder: str, part: str, split: str = "{split}") -> tuple[LabelFiles, ...]:
+    """Label ids before instance ids before train ids, as cityscapesScripts writes them."""
+    kinds = (("labelIds", LABEL_IDS), ("instanceIds", INSTANCE_IDS), ("labelTrainIds", TRAIN_IDS))
+    return tuple(LabelFiles(f"{folder}/{split}/{{id}}_{part}_{kind}", encoding) for kind, encoding in kinds)
+
+
+_CITYSCAPES_FINE = Layout("leftImg8bit/{split}/{id}_leftImg8bit", _cityscapes_labels("gtFine", "gtFine"))
+_CITYSCAPES_COARSE = Layout(
+    "leftImg8bit/{split}/{id}_leftImg8bit", _cityscapes_labels("gtCoarse", "gtCoarse")
+)
+_CITYSCAPES_EXTRA = replace(_CITYSCAPES_COARSE, only="train_extra")
+
+
+def _foggy(name: str, beta: str) -> DomainSpec:
+    return DomainSpec(
+        name=name,
+        title=f"Foggy Cityscapes, beta {beta}",
+        layouts=(
+            Layout(
+                f"leftImg8bit_foggy/{{split}}/{{id}}_leftImg8bit_foggy_beta_{beta}",
+                _cityscapes_labels("gtFine", "gtFine"),
             ),
         ),
     )
@@ -282,21 +347,15 @@ _MINIWORLD = tuple(
 )
 
 _SPECS: tuple[DomainSpec, ...] = (
+    DomainSpec(name="cityscapes", title="Cityscapes", layouts=(_CITYSCAPES_EXTRA, _CITYSCAPES_FINE)),
     DomainSpec(
-        name="cityscapes",
-        title="Cityscapes",
-        layouts=(
-            Layout(
-                "leftImg8bit/{split}",
-                (
-                    LabelFiles("gtFine/{split}", LABEL_IDS, "_gtFine_labelIds"),
-                    LabelFiles("gtFine/{split}", INSTANCE_IDS, "_gtFine_instanceIds"),
-                    LabelFiles("gtFine/{split}", TRAIN_IDS, "_gtFine_labelTrainIds"),
-                ),
-                "_leftImg8bit",
-            ),
-        ),
+        name="cityscapes/coarse",
+        title="Cityscapes, coarse labels",
+        layouts=(_CITYSCAPES_COARSE,),
     ),
+    _foggy("foggy_cityscapes", "0.02"),
+    _foggy("foggy_cityscapes/0.01", "0.01"),
+    _foggy("foggy_cityscapes/0.005", "0.005"),
     DomainSpec(
         name="gta5",
         title="GTA5 (Playing for Data)",
@@ -306,7 +365,7 @@ _SPECS: tuple[DomainSpec, ...] = (
         layouts=(
             Layout(
                 "images",
-                (LabelFiles("labels", GTA5_IDS), LabelFiles("labels", TRAIN_IDS, "_labelTrainIds")),
+                (LabelFiles("labels", GTA5_IDS), LabelFiles("labels/{id}_labelTrainIds", TRAIN_IDS)),
             ),
         ),
     ),
@@ -318,7 +377,7 @@ _SPECS: tuple[DomainSpec, ...] = (
         layouts=(
             Layout(
                 "RGB",
-                (LabelFiles("GT/LABELS", SYNTHIA), LabelFiles("GT/LABELS", TRAIN_IDS, "_labelTrainIds")),
+                (LabelFiles("GT/LABELS", SYNTHIA), LabelFiles("GT/LABELS/{id}_labelTrainIds", TRAIN_IDS)),
             ),
             Layout("RGB", (LabelFiles("GT/COLOR", SYNTHIA),)),
             Layout("RGB", (LabelFiles("GT", SYNTHIA), LabelFiles("SemSeg", SYNTHIA))),
@@ -330,8 +389,12 @@ _SPECS: tuple[DomainSpec, ...] = (
         title="BDD100K",
         layouts=(
             Layout("images/10k/{split}", (LabelFiles("labels/sem_seg/masks/{split}", TRAIN_IDS),)),
-            Layout("seg/images/{split}", (LabelFiles("seg/labels/{split}", TRAIN_IDS, "_train_id"),)),
+            Layout("seg/images/{split}", (LabelFiles("seg/labels/{split}/{id}_train_id", TRAIN_IDS),)),
         ),
+        not_these={
+            "images/100k": "the 100k images have no segmentation labels: download the 10k images (images/10k) and the "
+            "labels of semantic segmentation (labels/sem_seg)",
+        },
     ),
     _vistas("mapillary", "Mapillary Vistas (1.2 before 2.0)", "v1.2", "v2.0"),
     _vistas("mapillary/v1.2", "Mapillary Vistas 1.2", "v1.2"),
@@ -343,14 +406,47 @@ _SPECS: tuple[DomainSpec, ...] = (
         title="Dark Zurich",
         layouts=(
             Layout(
-                "rgb_anon/{split}/night",
+                "rgb_anon/{split}/night/{id}_rgb_anon",
                 (
-                    LabelFiles("gt/{split}/night", LABEL_IDS, "_gt_labelIds"),
-                    LabelFiles("gt/{split}/night", TRAIN_IDS, "_gt_labelTrainIds"),
+                    LabelFiles("gt/{split}/night/{id}_gt_labelIds", LABEL_IDS),
+                    LabelFiles("gt/{split}/night/{id}_gt_labelTrainIds", TRAIN_IDS),
                 ),
-                "_rgb_anon",
             ),
         ),
+    ),
+    DomainSpec(
+        name="nighttime_driving",
+        title="Nighttime Driving",
+        eval_split="test",
+        layouts=(
+            Layout(
+                "leftImg8bit/{split}/{id}_leftImg8bit",
+                _cityscapes_labels("gtCoarse_daytime_trainvaltest", "gtCoarse"),
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="idd",
+        title="IDD (Indian Driving Dataset)",
+        classes=IDD_CLASSES,
+        layouts=(
+            Layout(
+                "leftImg8bit/{split}/{id}_leftImg8bit",
+                (
+                    LabelFiles("gtFine/{split}/{id}_gtFine_labelids", IDD_IDS, own=IDD_OWN_IDS),
+                    LabelFiles("gtFine/{split}/{id}_gtFine_labelIds", IDD_IDS, own=IDD_OWN_IDS),
+                    LabelFiles("gtFine/{split}/{id}_gtFine_labellevel3Ids", IDD_LEVEL3, own=IDD_OWN_LEVEL3),
+                    LabelFiles("gtFine/{split}/{id}_gtFine_labelcsTrainIds", TRAIN_IDS),
+                ),
+            ),
+        ),
+    ),
+    DomainSpec(
+        name="urbansyn",
+        title="UrbanSyn",
+        source_only=True,
+        eval_split="train",
+        layouts=(Layout("rgb/rgb_{id}", (LabelFiles("ss/ss_{id}", URBANSYN),)),),
     ),
     DomainSpec(
         name="camvid",
@@ -359,10 +455,12 @@ _SPECS: tuple[DomainSpec, ...] = (
             Layout("{split}", (LabelFiles("{split}annot", CAMVID_ANY),)),
             Layout(
                 "{split}",
-                (LabelFiles("{split}_labels", CAMVID_32, "_L"), LabelFiles("{split}_labels", CAMVID_32)),
+                (LabelFiles("{split}_labels/{id}_L", CAMVID_32), LabelFiles("{split}_labels", CAMVID_32)),
             ),
-            Layout("701_StillsRaw_full", (LabelFiles("LabeledApproved_full", CAMVID_32, "_L"),)),
-            Layout("images", (LabelFiles("labels", CAMVID_32, "_P"), LabelFiles("labels", CAMVID_32, "_L"))),
+            Layout("701_StillsRaw_full", (LabelFiles("LabeledApproved_full/{id}_L", CAMVID_32),)),
+            Layout(
+                "images", (LabelFiles("labels/{id}_P", CAMVID_32), LabelFiles("labels/{id}_L", CAMVID_32))
+            ),
         ),
     ),
     DomainSpec(

@@ -1,12 +1,14 @@
-"""Which domains a run is evaluated on."""
+"""Which domains a run is evaluated on, and how their classes and the run's were matched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli.config.domain import DomainConfig
+from pydantic import BaseModel, ConfigDict
+
+from diffcli.config.domain import FOLDER, DomainConfig
 from diffcli.config.settings import DataConfig
-from diffcli.data.roots import expand_domains
+from diffcli.data.roots import expand_domains, known_domain, label_classes
 from diffcli.errors import ConfigError
 from diffcli.runs.opening import OpenRun
 
@@ -63,3 +65,40 @@ def _chosen(trained: OpenRun, choice: DomainChoice, known: Sequence[DomainConfig
         meant = [entry for entry in known if name in (entry.name, entry.domain)]
         entries += meant or expand_domains(name)
     return list({entry.model_dump_json(): entry for entry in entries}.values())
+
+
+class ClassMatch(BaseModel):
+    """How a run's classes and those of a known domain were matched by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    matched: tuple[str, ...]
+    only_in_run: tuple[str, ...]
+    """They do not exist in the domain's labels: predictions of them are always wrong."""
+    only_in_domain: tuple[str, ...]
+    """Their pixels are not scored."""
+
+    def __str__(self) -> str:
+        """One sentence for people."""
+        parts = [f"classes matched by name: {', '.join(self.matched)}"]
+        if self.only_in_run:
+            parts.append(
+                f"not in this domain, so always wrong where predicted: {', '.join(self.only_in_run)}"
+            )
+        if self.only_in_domain:
+            parts.append(f"not known to the run, so not scored: {', '.join(self.only_in_domain)}")
+        return "; ".join(parts)
+
+
+def match_classes(entry: DomainConfig, classes: Sequence[str]) -> ClassMatch | None:
+    """The match of a run's classes with a known domain's; None where they are the same, and for a custom folder."""
+    if entry.domain == FOLDER:
+        return None
+    names = label_classes(known_domain(entry.domain), classes)
+    if set(classes) == set(names):
+        return None
+    return ClassMatch(
+        matched=tuple(name for name in classes if name in names),
+        only_in_run=tuple(name for name in classes if name not in names),
+        only_in_domain=tuple(name for name in names if name not in classes),
+    )

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from diffcli.errors import CheckpointError
+from diffcli.export.archives import check_program
 from diffcli.export.modules import ExportableParts
 from diffcli.runtime.device import resolve_device
 
 LARGEST_BATCH = 31
 """Images a call. From 64 rows on the U-Net's up-sampling takes another path, and an image may need two rows."""
 
-Network = Callable[..., list[NDArray[np.float32]]]
+RunPart = Callable[..., list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def write_program(part: Part, file: Path) -> None:
 
 
 def write_onnx(part: Part, file: Path) -> None:
-    """Trace a part and write it as ONNX; weights of more than about 1.5 GB lie in `<file>.data` beside it."""
+    """Trace a part and write it as ONNX; weights of more than about 1.5 GB are in `<file>.data` beside it."""
     program = trace(part)
     with _exporters_quiet():
         graph = torch.onnx.export(
@@ -132,22 +133,22 @@ def _exporters_quiet() -> Iterator[None]:
             logger.setLevel(before)
 
 
-def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, Network]:
+def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, RunPart]:
     """Programs that `write_program` wrote, part -> a function from arrays to arrays.
 
     Raises:
-        CheckpointError: one is missing or damaged.
+        CheckpointError: one is missing or damaged, or holds what could run code.
         ConfigError: the device is not there.
     """
     place = resolve_device(device or "auto")
 
-    def load(file: Path) -> Network:
+    def load(file: Path) -> RunPart:
+        check_program(file)
         try:
             with _exporters_quiet():
                 module = torch.export.load(str(file)).module()
         except Exception as error:  # zip, JSON and pickle errors alike
-            what = "cannot be loaded" if file.is_file() else "this part of the export is missing"
-            raise CheckpointError(what, where=str(file), hint="export the run again") from error
+            raise CheckpointError("cannot be loaded", where=str(file), hint="export the run again") from error
         module.to(place)
 
         @torch.no_grad()

@@ -1,104 +1,96 @@
-"""Exported networks: what lies in their folder, and how they run without PyTorch.
+"""Exported networks: what their folder holds, and how they run without PyTorch.
 
 A folder holds three networks (`encoder`, `step`, `decoder`), the noise they were checked under, and `export.json`,
-which says all that is needed to run them. The loop over the schedule's steps is `ExportedModel.logits`: a few lines, to
-be written again wherever the networks are to run (README.md of the folder shows them).
+which says all that is needed to run them. The loop over the schedule's steps is `ExportedNetwork.logits`: a few lines,
+to be written again wherever the networks are to run (README.md of the folder shows them).
 """
 
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from diffcli.config.size import Size
+from diffcli.config.settings import EvalConfig
+from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
-from diffcli.prediction.inputs import Read
-from diffcli.prediction.outputs import Planes, Scores
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.export.facts import SCHEMA_VERSION, NetworkFacts
+from diffcli.prediction.planes import NumpyArrays
+from diffcli.prediction.segmenter import Maps
+from diffcli.runs.exported import EXPORT_FACTS, check_files
 
 NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
-MEAN = SCALE = 127.5
-"""(pixel - MEAN) / SCALE is what the networks see."""
 
 Floats = NDArray[np.float32]
-Network = Callable[..., list[Floats]]
+RunPart = Callable[..., list[Floats]]
 """Arrays in the order of its inputs to arrays in the order of its outputs."""
-Kind = Literal["onnx", "pt2"]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+class ExportedNetwork:
+    """Images to logits by exported networks: the same results as `SegmentationModel.logits` under the same noise.
 
-
-class ClassFacts(_Facts):
-    train_id: int
-    name: str
-    color: tuple[int, int, int]
-
-
-class InputFacts(_Facts):
-    width: int
-    height: int
-    multiple: int
-    largest_batch: int
-
-
-class NoiseFacts(_Facts):
-    encoder_draws: int
-    draws: int
-
-
-class LoopFacts(_Facts):
-    evaluated_steps: int
-    save_steps: tuple[int, ...]
-
-
-class ExportFacts(_Facts):
-    """What the runner reads of `export.json`; there is more in it for people."""
-
-    kind: Kind
-    networks: dict[str, str]
-    """encoder, step, decoder -> file; without step where the features are the VAE latent alone."""
-    classes: tuple[ClassFacts, ...]
-    input: InputFacts
-    noise: NoiseFacts
-    schedule: LoopFacts
-
-    @property
-    def size(self) -> Size:
-        """What images are resized to."""
-        return Size(self.input.width, self.input.height)
-
-    @property
-    def palette(self) -> Pixels:
-        """Colours (256, 3) of the train ids; what is no class is black."""
-        palette = np.zeros((256, 3), dtype=np.uint8)
-        for entry in self.classes:
-            palette[entry.train_id] = entry.color
-        return palette
-
-
-class ExportedModel:
-    """Images to logits by exported networks; the same results as `SegmentationModel.logits` under the same noise.
+    This is a `diffcli.prediction.segmenter.Network` of one fixed size, without references; its noise is stored, so that
+    identities do not matter.
 
     Args:
         facts: what they are.
         networks: encoder, step and decoder.
-        noise: D,4,h,w, the draws for images that come without noise of their own (method section 1.1).
+        noise: D,4,h,w, the draws for images that come without noise (method section 1.1).
     """
 
-    def __init__(self, facts: ExportFacts, *, networks: Mapping[str, Network], noise: Floats) -> None:
+    arrays = NumpyArrays()
+    multiple = 0
+    gives_probabilities = False
+
+    def __init__(self, facts: NetworkFacts, *, networks: Mapping[str, RunPart], noise: Floats) -> None:
         self.facts = facts
         self.networks = networks
         self.noise = noise
+        self.classes = len(facts.classes)
+        self.evaluations = 0
+
+    @property
+    def device(self) -> str:
+        """The runtime, for messages."""
+        return {"onnx": "onnxruntime", "pt2": "torch.export"}[self.facts.kind]
+
+    def batch_for(self, pixels: int) -> int:
+        """1: a runtime does not say that its memory ran out in a way that could be answered by a smaller batch."""
+        return 1
+
+    def maps(
+        self,
+        images: Sequence[Pixels],
+        *,
+        identities: Sequence[str],
+        references: Sequence[Pixels | None] | None,
+        origin: tuple[int, int] | None,
+    ) -> Maps:
+        """Logits of images (h,w,3) of the exported size, at most `largest_batch` a call.
+
+        Raises:
+            DiffError: references are given, the output is not finite, or the runtime failed.
+        """
+        if references is not None or origin is not None:
+            raise DiffError("exported networks take whole images without references", where=identities[0])
+        largest = self.facts.input.largest_batch
+        batches = (images[start : start + largest] for start in range(0, len(images), largest))
+        try:
+            output = np.concatenate([self.logits(to_model_range(batch)) for batch in batches])
+        except Exception as error:  # every runtime has different exceptions, most often for too little memory
+            words = " ".join(str(error).split())
+            raise DiffError(f"the networks failed: {words[:160]}", where=identities[0]) from error
+        self.evaluations += len(images) * self.facts.schedule.evaluated_steps
+        if not np.isfinite(output).all():
+            raise DiffError("the networks' output is not finite", where=identities[0])
+        return Maps(output)
 
     def logits(self, images: Floats, noise: Floats | None = None) -> Floats:
         """B,3,H,W images in [-1,1] of the exported size to B,classes,H,W logits.
@@ -124,8 +116,8 @@ class ExportedModel:
         return logits[..., :height, :width]
 
 
-def open_exported(path: Path, *, device: str | None = None) -> ExportedModel:
-    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that a file lies in.
+def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
+    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that holds a file.
 
     PyTorch is imported for pt2 only.
 
@@ -139,6 +131,7 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedModel:
     """
     folder = path if path.is_dir() else path.parent
     facts = read_facts(path)
+    check_files(folder, facts.checksums)
     noise = _read_noise(folder / NOISE)
     match facts.kind:
         case "onnx":
@@ -147,10 +140,40 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedModel:
             from diffcli.export.programs import load_programs
 
             networks = load_programs(folder, facts.networks, device=device)
-    return ExportedModel(facts, networks=networks, noise=noise)
+    return ExportedNetwork(facts, networks=networks, noise=noise)
 
 
-def read_facts(path: Path) -> ExportFacts:
+class ExportSource:
+    """Exported networks as `diffcli.prediction.segmenter.Source`: their folder, or a file in it.
+
+    Raises:
+        CheckpointError: no such export, or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        facts = read_facts(path)
+        self.path, self.palette = path, facts.palette
+        self.description = f"{path} ({facts.kind})"
+        self.classes = tuple(entry.name for entry in facts.classes)
+        self.settings = EvalConfig(size=facts.size)
+        """One plain pass of each image at the exported size."""
+
+    def load(self, *, device: str | None, samples: int = 1) -> ExportedNetwork:
+        """The networks. Raises: see `open_exported`."""
+        assert samples == 1, "the noise is stored"
+        return open_exported(self.path, device=device)
+
+
+def is_export(path: Path) -> bool:
+    """Whether this is a folder of exported networks, or a network file in one."""
+    file = (path if path.is_dir() else path.parent) / EXPORT_FACTS
+    try:
+        return path.suffix != ".safetensors" and '"networks"' in file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_facts(path: Path) -> NetworkFacts:
     """What `export.json` says, of a folder or beside a file of it.
 
     Raises:
@@ -169,12 +192,23 @@ def read_facts(path: Path) -> ExportFacts:
         text = file.read_text(encoding="utf-8")
         if '"networks"' not in text and '"base_model"' in text:
             raise CheckpointError("an export for diffcli itself", where=str(path), hint=f"--run {path}")
-        return ExportFacts.model_validate_json(text)
+        version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"schema version {version}, and this diffcli reads {SCHEMA_VERSION}",
+                where=str(file),
+                hint="it is of another release: upgrade diffcli, or export the run again",
+            )
+        return NetworkFacts.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(map(str, first["loc"])) or "JSON"
         raise CheckpointError(
             f"it is damaged: {what}: {first['msg']}", where=str(file), hint="export the run again"
+        ) from error
+    except (AttributeError, JSONDecodeError) as error:
+        raise CheckpointError(
+            f"it is damaged: {error}", where=str(file), hint="export the run again"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file)) from error
@@ -200,7 +234,7 @@ def need(*packages: str) -> None:
         )
 
 
-def _onnx_networks(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, Network]:
+def _onnx_networks(folder: Path, files: Mapping[str, str], *, device: str | None) -> dict[str, RunPart]:
     need("onnxruntime")
     import onnxruntime
 
@@ -217,10 +251,10 @@ def _onnx_networks(folder: Path, files: Mapping[str, str], *, device: str | None
     if threads := os.environ.get("OMP_NUM_THREADS"):  # which PyTorch obeys, too
         options.intra_op_num_threads = int(threads)
 
-    def load(file: Path) -> Network:
+    def load(file: Path) -> RunPart:
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # onnxruntime has an exception of its own for every way to be damaged
+        except Exception as error:  # onnxruntime has a different exception for every kind of damage
             raise _damaged(file, error) from error
         names = [entry.name for entry in session.get_inputs()]
         return lambda *arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
@@ -237,77 +271,10 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
     )
 
 
-# ---------------------------------------------------------------------------------------------- predicting
-
-
-class ExportedPredictor:
-    """Images to masks, and what else the outputs need: what `diff predict` runs (`commands.predict.Model`).
-
-    Args:
-        model: the networks.
-        batch: images a call.
-        confidence: give `Planes.confidence`.
-        score_of: give `Planes.score` of this class.
-    """
-
-    def __init__(
-        self, model: ExportedModel, *, batch: int = 1, confidence: bool = False, score_of: int | None = None
-    ) -> None:
-        self.model, self.batch_size = model, min(batch, model.facts.input.largest_batch)
-        self.confidence, self.score_of = confidence, score_of
-
-    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
-        """What the model makes of images of the exported size, in order, each at its file's size.
-
-        Raises:
-            DiffError: the output is not finite, or the runtime failed.
-        """
-        for start in range(0, len(reads), self.batch_size):
-            batch = reads[start : start + self.batch_size]
-            images = to_model_range([read.image for read in batch])
-            try:
-                logits = self.model.logits(images)
-            except Exception as error:  # whatever a runtime raises, foremost where memory does not suffice
-                words = " ".join(str(error).split())
-                raise DiffError(f"the networks failed: {words[:160]}", where=batch[0].identity) from error
-            if not np.isfinite(logits).all():
-                raise DiffError("the networks' output is not finite", where=batch[0].identity)
-            for read, output in zip(batch, logits, strict=True):
-                yield self._finish(output, read.size)
-
-    def _finish(self, logits: Floats, size: tuple[int, int]) -> Planes:
-        """classes,h,w logits to planes of `size` (H,W), one class after the other."""
-        ids, best = np.zeros(size, dtype=np.uint8), np.full(size, -np.inf, dtype=np.float32)
-        for train_id, plane in enumerate(logits):
-            full = resize(plane, size)
-            ids[full > best] = train_id
-            np.maximum(best, full, out=best)
-        confidence = score = None
-        if self.confidence or self.score_of is not None:
-            powers = np.exp(logits - logits.max(axis=0))
-            probabilities = powers / powers.sum(axis=0)
-            if self.score_of is not None:
-                score = resize(probabilities[self.score_of], size)
-            if self.confidence:
-                confidence = np.zeros(size, dtype=np.float32)
-                for train_id in np.unique(ids).tolist():
-                    chosen = ids == train_id
-                    confidence[chosen] = resize(probabilities[train_id], size)[chosen]
-        return Planes(ids, confidence=confidence, score=score)
-
-
 def to_model_range(images: Sequence[Pixels]) -> Floats:
-    """H,W,3 uint8 images to B,3,H,W float32 in [-1,1]."""
-    return np.ascontiguousarray((np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) - MEAN) / SCALE)
+    """H,W,3 uint8 images to B,3,H,W float32 in [-1,1].
 
-
-def resize(plane: Floats, size: tuple[int, int]) -> Scores:
-    """An h,w plane at `size` (H,W), bilinearly between pixel centres."""
-    return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
-
-
-def describe(kind: Kind, **facts: Any) -> dict[str, Any]:
-    """The facts that are told, checked to be what the runner reads."""
-    told = {"kind": kind, **facts}
-    ExportFacts.model_validate(told)
-    return told
+    `diffcli.core.model.to_model_range` does this on the device for a trained run; this one runs without PyTorch.
+    """
+    pixels = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
+    return np.ascontiguousarray((pixels - PIXEL_MEAN) / PIXEL_SCALE)

@@ -7,28 +7,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+
+import numpy as np
 
 from diffcli.drawing.pictures import Pixels, blend
 from diffcli.errors import DataError, DiffError
 from diffcli.prediction.inputs import READ_AHEAD_BYTES, Failure, Job, Read, Reader
-from diffcli.prediction.outputs import VIDEO_KIND, Outputs, Planes
+from diffcli.prediction.manifest import Manifest, path_text
+from diffcli.prediction.outputs import VIDEO_KIND, Outputs
+from diffcli.prediction.planes import Planes
+from diffcli.prediction.segmenter import Segmenter
 from diffcli.prediction.video import Video, VideoFile, count_frames, open_video
-from diffcli.prediction.writers import Manifest, WriterPool
+from diffcli.prediction.writers import WriterPool, is_whole
 from diffcli.runtime import console
 
 CUT_SHORT = 0.9
-"""A video breaks off where fewer than this share of the frames that it says it holds can be decoded."""
-
-
-class Model(Protocol):
-    """What segments: `diffcli.prediction.segmenter.Predictor`, or anything else that gives planes for images."""
-
-    batch_size: int
-    """Images of one size that it takes at once; may change while it works."""
-
-    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
-        """Planes of images of one size, in order."""
+"""A video has failed where fewer than this share of the frames that it says it holds can be decoded."""
 
 
 @dataclass
@@ -38,7 +32,7 @@ class Outcome:
     written: list[Job] = field(default_factory=list)
     failed: list[Failure] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
-    """Left alone, since their outputs were there."""
+    """Their outputs were there already."""
     frames: int = 0
     """Segmented frames of videos."""
     seconds: float = 0.0
@@ -59,8 +53,31 @@ def merged(outcomes: Sequence[Outcome], jobs: Sequence[Job]) -> Outcome:
     )
 
 
+def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
+    """Open the folder and its manifest, and find what is already there, whole: an outcome of skipped jobs.
+
+    Raises:
+        DiffError: the folder cannot be written to.
+    """
+
+    def is_done(job: Job) -> bool:
+        files = outputs.files(job)
+        has_frames = job.is_video and outputs.writes_frames
+        return bool(files) and not has_frames and all(is_whole(path) for path in files.values())
+
+    skipped = [job for job in jobs if skip_existing and is_done(job)]
+    remaining = [job for job in jobs if job not in set(skipped)]
+    manifest.begin(job.image for job in remaining)
+    listed = {entry.input for entry in manifest.entries()} if skipped else set()
+    for job in skipped:
+        if path_text(job.image) not in listed:
+            manifest.add(job.image, status="skipped", outputs=outputs.files(job))
+    replaced = sum(path.exists() for job in remaining for path in outputs.files(job).values())
+    return Outcome(skipped=skipped, replaced=replaced)
+
+
 def segment_files(
-    model: Model,
+    segmenter: Segmenter,
     jobs: Sequence[Job],
     *,
     reader: Reader,
@@ -81,7 +98,7 @@ def segment_files(
     started = time.monotonic()
     total = sum(count_frames(job.image) if job.is_video else 1 for job in jobs)
     with console.progress("predict", total, unit="images") as bar, WriterPool() as pool:
-        work = _Work(model, reader, outputs, manifest, skip_existing, pool, bar)
+        work = _Work(segmenter, reader, outputs, manifest, skip_existing, pool, bar)
         for videos, group in groupby(jobs, lambda job: job.is_video):
             if videos:
                 for job in group:
@@ -96,7 +113,7 @@ def segment_files(
 class _Work:
     """The parts of one call, and its outcome so far."""
 
-    model: Model
+    segmenter: Segmenter
     reader: Reader
     outputs: Outputs
     manifest: Manifest
@@ -111,9 +128,9 @@ class _Work:
             self.outcome.written.append(read.job)
 
     def segment_video(self, job: Job) -> None:
-        """One video's frames in order; a video that breaks off keeps what was decoded, and has failed."""
+        """One video's frames in order; of a video that ends early, what was decoded is kept, and it has failed."""
         target = self.outputs.files(job).get(VIDEO_KIND)
-        if target is not None and self.skip_existing and target.is_file():
+        if target is not None and self.skip_existing and is_whole(target):
             target = None
         before, started = self.outcome.frames, time.monotonic()
         try:
@@ -124,7 +141,7 @@ class _Work:
             self._fail([(job, error)])
             return
         frames = self.outcome.frames - before
-        cut = DataError(f"it breaks off after frame {decoded} of {count}", where=str(job.image))
+        cut = DataError(f"it ends early, after frame {decoded} of {count}", where=str(job.image))
         is_cut = decoded < CUT_SHORT * count
         self.manifest.add(
             job.image,
@@ -153,17 +170,21 @@ class _Work:
                 if self.outputs.writes_frames:
                     self._hand_over(read, planes, seconds)
                 if sink is not None and read.full is not None:
-                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs.palette)
+                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs)
                     lane.submit(show, nbytes=read.full.nbytes)
             lane.finish()
             if sink is not None and not sink.frames:
                 raise DataError("not one frame could be segmented", where=str(job.image))
+            if sink is not None and sink.encoder == "mpeg4":
+                console.warn(
+                    f"{target} is MPEG-4, not H.264: no encoder for that is here; browsers may not show it"
+                )
 
     def _missing(self, reads: Iterator[Read | Failure]) -> Iterator[Read | Failure]:
         """The frames whose outputs are not all there."""
         for read in reads:
             files = self.outputs.files(read.job) if isinstance(read, Read) else {}
-            if isinstance(read, Read) and all(path.is_file() for path in files.values()):
+            if isinstance(read, Read) and all(is_whole(path) for path in files.values()):
                 self.manifest.add(
                     read.job.image, frame=read.job.frame, status="skipped", outputs=files, size=read.size
                 )
@@ -176,7 +197,7 @@ class _Work:
         for batch in self._batches(reads):
             started, shared, done = time.perf_counter(), 0.0, 0
             try:
-                for read, planes in zip(batch, self.model.predict(batch), strict=True):
+                for read, planes in zip(batch, self.segmenter.segment(batch), strict=True):
                     elapsed = time.perf_counter() - started
                     if done == 0:  # the network ran for the whole batch
                         shared = elapsed = elapsed / len(batch)
@@ -192,7 +213,7 @@ class _Work:
             self.bar.update(len(batch))
 
     def _batches(self, reads: Iterator[Read | Failure]) -> Iterator[list[Read]]:
-        """Images of one size, as many as the model takes and memory should hold; failures are told on the way."""
+        """Images of one size, as many as the model takes and memory should hold; failures are reported on the way."""
         batch: list[Read] = []
         for read in reads:
             if not isinstance(read, Read):
@@ -203,7 +224,7 @@ class _Work:
                 yield batch
                 batch = []
             batch.append(read)
-            if len(batch) >= self.model.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
+            if len(batch) >= self.segmenter.batch_size or sum(r.nbytes for r in batch) > READ_AHEAD_BYTES:
                 yield batch
                 batch = []
         if batch:
@@ -221,7 +242,7 @@ class _Work:
             with suppress(DiffError):  # on a full disk
                 line(status="failed", error=error.message)
             raise
-        line(status="done", outputs=files, seconds=seconds)
+        line(status="done", outputs=files, seconds=seconds, confidence=round(planes.mean_confidence, 4))
 
     def _fail(self, failures: Iterable[Failure]) -> None:
         """Say at once which images are skipped, and keep them."""
@@ -232,8 +253,9 @@ class _Work:
             self.manifest.add(job.image, frame=job.frame, status="failed", error=error.message)
 
 
-def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, palette: Pixels) -> None:
-    sink.add(blend(image, mask, palette))
+def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, outputs: Outputs) -> None:
+    frame = outputs.shown(blend(image, mask, outputs.palette), mask, is_frame=True)
+    sink.add(np.asarray(frame, dtype=np.uint8))
 
 
 def first_line(failure: Failure) -> str:

@@ -17,9 +17,9 @@ from diffcli.config.size import Size
 from diffcli.data.images import read_image
 from diffcli.data.labels import read_pixels
 from diffcli.data.listing import IMAGE_SUFFIXES, walk_images
-from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import DataError, DiffError
+from diffcli.prediction.segmenter import at_network_size
 from diffcli.prediction.video import Video, is_video
 
 READERS, READ_AHEAD = 2, 16
@@ -31,7 +31,7 @@ FRAMES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One image, one video, or one frame of a video, and where its mask goes; other outputs lie beside the mask."""
+    """One image, one video, or one frame of a video, and where its mask goes; other outputs go beside the mask."""
 
     image: Path
     mask: Path
@@ -67,8 +67,8 @@ def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None)
     """Every image and video once, in order, with its mask below `output` at its place below the inputs' common folder.
 
     An input is a file, a folder (images below it), a glob, @FILE or - (paths, one a line, in a file or on stdin). Two
-    images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). What lies below `output` is no input,
-    unless it is named itself. A path of a list that does not exist stays a job, and fails when it is read.
+    images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). Files below `output` are no input,
+    unless they are named themselves. A path of a list that does not exist stays a job, and fails when it is read.
 
     Raises:
         DataError: an input or a list is missing, nothing is found, or a mask would replace an image.
@@ -234,7 +234,7 @@ class Read:
 
     @property
     def identity(self) -> str:
-        """What seeds its noise: the file's stem, wherever it lies; the frames of a video share theirs."""
+        """What seeds its noise: the file's stem, in whatever folder; the frames of a video share theirs."""
         return self.job.image.stem
 
     @property
@@ -281,7 +281,7 @@ class Reader:
 
     def _read(self, job: Job, image: Pixels) -> Read:
         reference = None if job.reference is None else read_reference(job.reference, classes=self.classes)
-        seen = image if self.size is None else resize_image(image, self.size)
+        seen = at_network_size(image, self.size)
         size = (image.shape[0], image.shape[1])
         return Read(job, seen, size, image if self.keep else None, reference)
 

@@ -1,53 +1,158 @@
-"""How `diff predict` runs the model: batches that fit, tiles of large images, refinement, several draws of noise."""
+"""The segmenter: images to masks, for predict, eval, compare, submit and the Python call alike.
+
+A `Network` turns images of one size into class maps: a trained run (`diffcli.prediction.trained`) or exported networks
+(`diffcli.export.runner`). The layers around it are the same for both: batches that fit memory, overlapping tiles of
+large images, refinement, and the maps' argmax at the size of the file. This module needs no PyTorch.
+"""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import Size
-from diffcli.core.inversion import Noise, seeded_noise
-from diffcli.core.model import NoiseSource, SegmentationModel, segment, to_model_range
-from diffcli.core.tiling import blended_bands, field_noise
-from diffcli.data.transforms import resize_label
+from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import Pixels
-from diffcli.errors import ConfigError
-from diffcli.prediction.inference import not_enough_memory, predicted_ids, refuse_not_finite
-from diffcli.prediction.inputs import Read
-from diffcli.prediction.outputs import Planes, Scores
-from diffcli.runtime import console
-from diffcli.runtime.memory import is_out_of_memory
+from diffcli.errors import ConfigError, DiffError
+from diffcli.prediction.planes import Arrays, NumpyArrays, Plane, Planes, planes_of, stack_bands
+from diffcli.prediction.tiles import blended_bands
 
 TILE_ABOVE = 2048 * 1024
 """Images of more pixels (at the network's size) are segmented in tiles."""
 TILE, SMALL_TILE = Size(1024, 1024), Size(512, 512)
-"""Tiles of large images; and where memory does not hold an image that would go in one piece."""
+"""Tiles of large images; tiles of an image that memory does not hold in one piece."""
 MIN_TILE = 128
 OVERLAP = 4
-"""Tiles overlap by this part of their sides."""
-LARGEST_BATCH = 32
-"""Where --batch auto begins on a GPU."""
-CPU_BATCH_PIXELS = 256 * 256
-"""Pixels of a batch of --batch auto on a CPU: larger ones only take more memory there."""
+"""Tiles overlap by this part of their sides, where no stride is set."""
 
 
-class Predictor:
+class Maps(NamedTuple):
+    """Class maps of a batch, in the network's own arrays."""
+
+    output: Any
+    """B,classes,h,w logits, or probabilities (`Network.gives_probabilities`)."""
+    uncertainty: Any | None = None
+    """B,h,w disagreement of several draws of noise, 0..1."""
+
+
+class OutOfMemory(Exception):
+    """A network's device or the host does not hold this batch."""
+
+
+class Network(Protocol):
+    """Images of one size to class maps."""
+
+    classes: int
+    multiple: int
+    """The sides of tiles are multiples of this; 0 for a network of one fixed size, which takes no tiles."""
+    gives_probabilities: bool
+    """Maps are means of softmax maps, not logits."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """What computes with its maps."""
+
+    @property
+    def device(self) -> object:
+        """Where it runs, for messages."""
+
+    @property
+    def evaluations(self) -> int:
+        """U-Net evaluations so far."""
+
+    def batch_for(self, pixels: int) -> int:
+        """Images of so many pixels to begin with where the batch size is found by trying."""
+
+    def maps(
+        self,
+        images: Sequence[Pixels],
+        *,
+        identities: Sequence[str],
+        references: Sequence[Pixels | None] | None,
+        origin: tuple[int, int] | None,
+    ) -> Maps:
+        """Class maps of images (h,w,3) of one size.
+
+        Args:
+            identities: what seeds the noise of each image.
+            references: train ids that turn the conditional branch on, of any size.
+            origin: first row and column of a tile in its image; None: whole images.
+
+        Raises:
+            OutOfMemory: the batch does not fit.
+            DiffError: the output is not finite, or the network cannot do this.
+        """
+
+
+class Source(Protocol):
+    """What masks come from, opened but not yet loaded: a trained run or exported networks."""
+
+    @property
+    def path(self) -> Path:
+        """As the user named it."""
+
+    @property
+    def description(self) -> str:
+        """What made the masks, in words."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by train id."""
+
+    @property
+    def palette(self) -> Pixels:
+        """Colours (256, 3) by train id."""
+
+    @property
+    def settings(self) -> EvalConfig:
+        """How it segments."""
+
+    def load(self, *, device: str | None, samples: int = 1) -> Network:
+        """The network; with `samples` draws of noise averaged where there can be several."""
+
+
+class NetworkImage(Protocol):
+    """An image as the network sees it, and what its mask needs."""
+
+    @property
+    def image(self) -> Pixels:
+        """(h,w,3) at the network's size."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the mask."""
+
+    @property
+    def identity(self) -> str:
+        """What seeds its noise."""
+
+    @property
+    def reference(self) -> Pixels | None:
+        """Train ids that turn the conditional branch on, of any size."""
+
+
+def at_network_size(image: Pixels, size: Size | None) -> Pixels:
+    """An image (H,W,3) at the size at which the network sees it; None: its own."""
+    return image if size is None else resize_image(image, size)
+
+
+class Segmenter:
     """Images to masks, and what else the outputs need.
 
     Args:
-        model: the model.
-        settings: how an image is segmented; its reference is "none" or "prediction".
-        batch: images a forward pass; None finds the largest number that fits.
-        tile: segment in tiles of this size; None does so where an image has more than TILE_ABOVE pixels.
+        network: what turns images into class maps.
+        settings: mode, window and stride (tiles), reference; the network has followed flip and scales.
+        batch: images a call; None finds the largest number that fits.
+        tile: segment in tiles of this size; None: in those of eval.mode slide, or where an image has more than
+            TILE_ABOVE pixels.
         refine: how often the prediction is fed back as the reference of the conditional branch.
-        samples: draws of noise whose softmax maps are averaged; from 2 on with their disagreement.
-        confidence: give `Planes.confidence`.
-        score_of: give `Planes.score` of this class.
+        confidence: fill `Planes.confidence`.
+        score_of: fill `Planes.score` with the probability of this class.
+        on_retile: called with a message when an image that memory does not hold is segmented in tiles instead;
+            None: that is an error.
 
     Raises:
         ConfigError: a tile is too small.
@@ -55,285 +160,184 @@ class Predictor:
 
     def __init__(
         self,
-        model: SegmentationModel,
+        network: Network,
         settings: EvalConfig,
         *,
         batch: int | None = 1,
         tile: Size | None = None,
         refine: int = 0,
-        samples: int = 1,
         confidence: bool = False,
         score_of: int | None = None,
+        on_retile: Callable[[str], None] | None = None,
     ) -> None:
-        self.model, self.samples = model, samples
+        self.network, self.settings = network, settings
         self.refine = max(refine, int(settings.reference == "prediction"))
-        self.settings = settings.model_copy(update={"reference": "none"})
-        self.confidence, self.score_of = confidence, score_of
-        self.tile = None if tile is None else self._checked(tile)
-        self.whole_pixels = 0 if tile is not None else TILE_ABOVE
-        """Images of at most this many pixels go in one piece."""
+        self.refines_given = refine > 0
+        """Whether a prediction replaces references that are given."""
+        self.confidence, self.score_of, self.on_retile = confidence, score_of, on_retile
         self.finds_batch = batch is None
-        self.batch_size = batch or LARGEST_BATCH
-        """Images a forward pass; --batch auto halves it when memory runs out."""
-
-    def predict(self, reads: Sequence[Read]) -> Iterator[Planes]:
-        """What the model makes of images of one size, in order, each at its file's size.
-
-        Raises:
-            DiffError: the network's output is not finite, or memory does not hold a single image (or tile).
-        """
-        if self._is_tiled(reads[0]):
-            yield from (self._in_tiles(read) for read in reads)
-            return
-        start = 0
-        while start < len(reads):
-            batch = reads[start : start + self._batch_for(reads[0])]
-            found = self._in_one_piece(batch)
-            if found is None:
-                self._take_less(batch)
-                if self._is_tiled(batch[0]):
-                    yield from self.predict(reads[start:])
-                    return
-                continue
-            start += len(batch)
-            outputs, uncertain = found
-            for read, output, doubt in zip(batch, outputs, uncertain, strict=True):
-                yield self._finish(output, doubt, read.size)
-
-    # ---------------------------------------------------------------------------------------- in one piece
-
-    def _in_one_piece(self, reads: Sequence[Read]) -> tuple[Tensor, Sequence[Tensor | None]] | None:
-        """(B,classes,h,w output, each image's h,w disagreement) of a batch; None where memory ran out."""
-        names = [read.identity for read in reads]
-        try:
-            images = to_model_range(
-                torch.from_numpy(np.stack([read.image for read in reads])).to(self.model.device)
-            )
-            references = _as_tensors([read.reference for read in reads])
-            for _ in range(self.refine):
-                output, _ = self._pass(images, names, references)
-                references = list(output.argmax(1))
-            output, uncertain = self._pass(images, names, references)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None  # what the failed pass held is let go of with the exception
-        return output, [None] * len(reads) if uncertain is None else list(uncertain)
-
-    def _pass(
-        self,
-        images: Tensor,
-        names: Sequence[str],
-        references: Sequence[Tensor | None] | None,
-        tile_noise: NoiseSource | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(output B,classes,h,w, disagreement B,h,w or None): one pass, or the mean of several draws of noise.
-
-        The disagreement is the mutual information of class and draw, entropy of the mean minus mean of the entropies,
-        as a share of the largest it can be: 0 where all draws say the same, 1 where each is sure of another class.
-
-        Args:
-            tile_noise: the images are tiles, and this is their noise.
-        """
-        settings = self.settings
-        source: NoiseSource = seeded_noise
-        if tile_noise is not None:
-            settings, source = settings.model_copy(update={"mode": "whole"}), tile_noise
-
-        def one(drawn: Sequence[str]) -> Tensor:
-            output = segment(
-                self.model,
-                images,
-                config=settings,
-                identities=drawn,
-                references=references,
-                noise_source=source,
-            )
-            refuse_not_finite(output, model=self.model, where=names[0])
-            return output
-
-        if self.samples == 1:
-            return one(names), None
-        total, entropies = torch.zeros(()), torch.zeros(())
-        for draw in range(self.samples):
-            output = one([name if draw == 0 else f"{name}#{draw}" for name in names])
-            probabilities = output if self._averaged else output.softmax(1)
-            total = total.to(output.device) + probabilities
-            entropies = entropies.to(output.device) + _entropy(probabilities)
-        mean = total / self.samples
-        largest = math.log(min(self.samples, mean.shape[1]))
-        return mean, ((_entropy(mean) - entropies / self.samples) / largest).clamp(0, 1)
-
-    @property
-    def _averaged(self) -> bool:
-        """Whether one pass already gives a mean of softmax maps."""
-        return self.settings.flip or self.settings.scales != (1.0,)
-
-    def _batch_for(self, read: Read) -> int:
-        if self.finds_batch and self.model.device.type == "cpu":
-            return max(1, min(self.batch_size, CPU_BATCH_PIXELS // math.prod(_size(read))))
-        return self.batch_size
-
-    def _take_less(self, reads: Sequence[Read]) -> None:
-        """After memory ran out: half the batch, or tiles. Raises where neither is left."""
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        pixels = math.prod(_size(reads[0]))
-        if self.finds_batch and len(reads) > 1:
-            self.batch_size = len(reads) // 2
-        elif len(reads) == 1 and pixels > math.prod(SMALL_TILE):
-            self.tile, self.whole_pixels = self.tile or SMALL_TILE, pixels - 1
-            height, width = _size(reads[0])
-            console.warn(
-                f"memory does not hold {width}x{height} pixels: in tiles of {self.tile} from here on"
-            )
-        else:
-            raise not_enough_memory(self.model, reads[0].image, count=len(reads), where=reads[0].identity)
-
-    # -------------------------------------------------------------------------------------------- in tiles
-
-    def _is_tiled(self, read: Read) -> bool:
-        tile, (height, width) = self._tile_of(read), _size(read)
-        return height * width > self.whole_pixels and (height > tile.height or width > tile.width)
-
-    def _in_tiles(self, read: Read) -> Planes:
-        try:
-            for _ in range(self.refine):
-                read = replace(read, reference=self._tiled(read).mask)
-            planes = self._tiled(read)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise not_enough_memory(self.model, read.image, count=1, where=read.identity) from error
-        return planes if _size(read) == read.size else _resized(planes, read.size)
-
-    def _tiled(self, read: Read) -> Planes:
-        """Planes at the network's size, a band of rows at a time: all classes are held for one row of tiles only."""
-        tile, multiple = self._tile_of(read), self.model.extractor.backbone.multiple
-        overlap = [
-            max(multiple, side // OVERLAP // multiple * multiple) for side in (tile.height, tile.width)
-        ]
-        bands = blended_bands(
-            _size(read),
-            lambda rows, columns: self._tile(read, rows, columns),
-            tile=(tile.height, tile.width),
-            overlap=(overlap[0], overlap[1]),
-            multiple=multiple,
-        )
-        classes, width = len(self.model.config.classes), _size(read)[1]
-
-        def finish(band: Tensor) -> Planes:
-            doubt = band[classes] if self.samples > 1 else None
-            return self._finish(band[:classes], doubt, (band.shape[1], width))
-
-        return _joined([finish(band) for _, band in bands])
-
-    def _tile(self, read: Read, rows: slice, columns: slice) -> Tensor:
-        """classes,h,w output of one tile, its disagreement behind it; its noise is a part of the image's field."""
-        cell = self.model.extractor.backbone.downsample
-
-        def noise(seed: int, names: Sequence[str]) -> Noise:
-            return field_noise(seed, names, origin=(rows.start // cell, columns.start // cell))
-
-        images = to_model_range(torch.from_numpy(read.image[rows, columns][None]).to(self.model.device))
-        reference = read.reference
-        if reference is not None:
-            reference = _cut(reference, rows, columns, size=_size(read))
-        output, doubt = self._pass(images, [read.identity], _as_tensors([reference]), noise)
-        return output[0] if doubt is None else torch.cat([output[0], doubt])
-
-    def _tile_of(self, read: Read) -> Size:
-        return self.tile or self._checked(self.settings.window if self.settings.mode == "slide" else TILE)
-
-    def _checked(self, tile: Size) -> Size:
-        """The tile, its sides rounded up to what the network divides."""
-        if min(tile) < MIN_TILE:
+        self.batch_size = batch or network.batch_for(1)
+        """Images a call; halved when memory runs out, where it is found by trying."""
+        slide = settings.mode == "slide"
+        if tile is not None and min(tile) < MIN_TILE:
             raise ConfigError(
                 f"tiles of {tile} are too small to see anything in",
                 hint=f"at least {MIN_TILE}x{MIN_TILE}, and better as large as memory holds: {TILE}",
             )
-        multiple = self.model.extractor.backbone.multiple
+        self.tile = self._fitted(tile or (settings.window if slide else TILE))
+        self.overlap = self._overlap(settings.stride if slide and tile is None else None)
+        self.tile_is_default = tile is None and not slide
+        self.tile_above = TILE_ABOVE if self.tile_is_default else 0
+        """Images of at most this many pixels are segmented in one piece."""
+
+    def segment(self, images: Sequence[NetworkImage]) -> Iterator[Planes]:
+        """Planes of images whose pixels are of one size, in order, each at its own `size`.
+
+        Raises:
+            DiffError: the network's output is not finite, or memory does not hold a single image (or tile).
+        """
+        start = 0
+        while start < len(images):
+            if self._is_tiled(images[start]):
+                yield self._in_tiles(images[start])
+                start += 1
+                continue
+            pixels = math.prod(images[start].image.shape[:2])
+            count = (
+                min(self.batch_size, self.network.batch_for(pixels)) if self.finds_batch else self.batch_size
+            )
+            batch = images[start : start + count]
+            try:
+                done = self._in_one_piece(batch)
+            except OutOfMemory:
+                done = None  # what the failed pass held is released with the exception
+            if done is None:
+                self._take_less(batch)
+                continue
+            output, uncertainty = done
+            start += len(batch)
+            for i, image in enumerate(batch):
+                yield self._finish(output[i], image.size, None if uncertainty is None else uncertainty[i])
+
+    # ---------------------------------------------------------------------------------------- in one piece
+
+    def _in_one_piece(self, images: Sequence[NetworkImage]) -> Maps:
+        pixels, names = [image.image for image in images], [image.identity for image in images]
+        references = _references([image.reference for image in images])
+        for _ in range(self._rounds(references)):
+            first = self.network.maps(pixels, identities=names, references=references, origin=None)
+            size = pixels[0].shape[0], pixels[0].shape[1]
+            references = [planes_of(one, size, arrays=self.network.arrays).mask for one in first.output]
+            del first  # two passes' maps need not be held at once
+        return self.network.maps(pixels, identities=names, references=references, origin=None)
+
+    def _rounds(self, references: Sequence[Pixels | None] | None) -> int:
+        """How often the prediction is fed back; eval.reference prediction leaves given references as they are."""
+        return self.refine if references is None or self.refines_given else 0
+
+    def _finish(self, output: Any, size: tuple[int, int], uncertainty: Any | None) -> Planes:
+        return planes_of(
+            output,
+            size,
+            arrays=NumpyArrays() if isinstance(output, np.ndarray) else self.network.arrays,
+            is_probability=self.network.gives_probabilities,
+            uncertainty=uncertainty,
+            confidence=self.confidence,
+            score_of=self.score_of,
+        )
+
+    def _take_less(self, images: Sequence[NetworkImage]) -> None:
+        """After memory ran out: half the batch, or tiles. Raises where neither helps."""
+        height, width = images[0].image.shape[:2]
+        if self.finds_batch and len(images) > 1:
+            self.batch_size = len(images) // 2
+            return
+        pixels, small = height * width, self._fitted(SMALL_TILE)
+        may_tile = self.network.multiple and self.tile_is_default and pixels > math.prod(small)
+        if len(images) > 1 or not may_tile or self.on_retile is None:
+            raise self._not_enough_memory(images)
+        self.tile, self.tile_above = small, pixels - 1
+        self.overlap = self._overlap(None)
+        self.on_retile(f"memory does not hold {width}x{height} pixels: in tiles of {small} from here on")
+
+    def _not_enough_memory(self, images: Sequence[NetworkImage]) -> DiffError:
+        height, width = images[0].image.shape[:2]
+        return DiffError(
+            f"not enough memory on {self.network.device} for {len(images)} x {width}x{height} pixels",
+            where=images[0].identity,
+            hint="--set eval.batch_size=1, a smaller eval.size (--set eval.size=1024x512), "
+            "or --set eval.mode=slide",
+        )
+
+    # -------------------------------------------------------------------------------------------- in tiles
+
+    def _is_tiled(self, image: NetworkImage) -> bool:
+        height, width = image.image.shape[:2]
+        larger = height > self.tile.height or width > self.tile.width
+        return bool(self.network.multiple) and larger and height * width > self.tile_above
+
+    def _in_tiles(self, image: NetworkImage) -> Planes:
+        try:
+            reference = image.reference
+            for _ in range(self._rounds(_references([reference]))):
+                reference = self._tiled(image, reference).mask
+            return self._tiled(image, reference).resized(image.size)
+        except OutOfMemory:
+            pass
+        raise self._not_enough_memory([image])
+
+    def _tiled(self, image: NetworkImage, reference: Pixels | None) -> Planes:
+        """Planes at the network's size, a band of rows at a time: all classes are held for one row of tiles only."""
+        height, width = image.image.shape[:2]
+        numpy = self.network.arrays.numpy
+
+        def evaluate(rows: slice, columns: slice) -> Plane:
+            part = None if reference is None else _part(reference, rows, columns, size=(height, width))
+            output, uncertainty = self.network.maps(
+                [image.image[rows, columns]],
+                identities=[image.identity],
+                references=_references([part]),
+                origin=(rows.start, columns.start),
+            )
+            maps = numpy(output[0])
+            return maps if uncertainty is None else np.concatenate([maps, numpy(uncertainty)])
+
+        bands = blended_bands(
+            (height, width),
+            evaluate,
+            tile=(self.tile.height, self.tile.width),
+            overlap=self.overlap,
+            multiple=self.network.multiple,
+        )
+        classes, done = self.network.classes, []
+        for band in bands:
+            uncertainty = band[classes] if len(band) > classes else None
+            done.append(self._finish(band[:classes], (band.shape[1], width), uncertainty))
+        return stack_bands(done)
+
+    def _fitted(self, tile: Size) -> Size:
+        """The tile, its sides rounded up to what the network divides."""
+        multiple = self.network.multiple or 1
         return Size(*(math.ceil(side / multiple) * multiple for side in tile))
 
-    # ------------------------------------------------------------------------------------------- finishing
+    def _overlap(self, stride: Size | None) -> tuple[int, int]:
+        """Rows and columns that neighbouring tiles share: what the stride leaves, else the usual part of a tile."""
+        multiple = self.network.multiple or 1
 
-    def _finish(self, output: Tensor, doubt: Tensor | None, size: tuple[int, int]) -> Planes:
-        """classes,h,w output to planes of `size`; one class is resized at a time."""
-        ids = predicted_ids(output, size)
-        confidence = score = None
-        if self.confidence or self.score_of is not None:
-            averaged = self._averaged or self.samples > 1
-            probabilities = output if averaged else output.softmax(0)
-            if self.score_of is not None:
-                score = _resize(probabilities[self.score_of], size)
-            if self.confidence:
-                confidence = torch.zeros(size, device=output.device)
-                for train_id in torch.unique(ids).tolist():
-                    confidence = torch.where(
-                        ids == train_id, _resize(probabilities[train_id], size), confidence
-                    )
-        uncertainty = None if doubt is None else _resize(doubt, size)
-        return Planes(ids.cpu().numpy(), *(_array(plane) for plane in (confidence, score, uncertainty)))
+        def along(tile: int, step: int | None) -> int:
+            wanted = tile // OVERLAP if step is None else tile - step
+            return max(multiple, min(wanted // multiple * multiple, tile - multiple))
+
+        steps = (None, None) if stride is None else (stride.height, stride.width)
+        return along(self.tile.height, steps[0]), along(self.tile.width, steps[1])
 
 
-def _entropy(probabilities: Tensor) -> Tensor:
-    """B,classes,h,w to B,h,w, in nats."""
-    entropy: Tensor = torch.special.entr(probabilities).sum(1)
-    return entropy
+def _references(references: Sequence[Pixels | None]) -> Sequence[Pixels | None] | None:
+    return None if all(reference is None for reference in references) else references
 
 
-def _resize(plane: Tensor, size: tuple[int, int]) -> Tensor:
-    resized: Tensor = F.interpolate(plane[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    return resized
-
-
-def _array(plane: Tensor | None) -> Scores | None:
-    return None if plane is None else plane.float().cpu().numpy()
-
-
-def _as_tensors(references: Sequence[Pixels | None]) -> list[Tensor | None] | None:
-    if all(reference is None for reference in references):
-        return None
-    return [None if reference is None else torch.from_numpy(reference) for reference in references]
-
-
-def _cut(reference: Pixels, rows: slice, columns: slice, *, size: tuple[int, int]) -> Pixels:
-    """A tile's part of an image's reference, which may be of another size; each pixel takes the nearest to its left."""
+def _part(reference: Pixels, rows: slice, columns: slice, *, size: tuple[int, int]) -> Pixels:
+    """A tile's part of an image's reference, which may be of another size: each pixel takes the nearest to its left."""
     down = np.arange(rows.start, rows.stop) * reference.shape[0] // size[0]
     across = np.arange(columns.start, columns.stop) * reference.shape[1] // size[1]
     return np.asarray(reference[down[:, None], across], dtype=np.uint8)
-
-
-def _joined(bands: Sequence[Planes]) -> Planes:
-    """The planes of an image from those of its bands, from top to bottom."""
-
-    def join(parts: Sequence[Scores | None]) -> Scores | None:
-        found = [part for part in parts if part is not None]
-        return np.concatenate(found) if found else None
-
-    return Planes(
-        np.concatenate([band.mask for band in bands]),
-        confidence=join([band.confidence for band in bands]),
-        score=join([band.score for band in bands]),
-        uncertainty=join([band.uncertainty for band in bands]),
-    )
-
-
-def _resized(planes: Planes, size: tuple[int, int]) -> Planes:
-    """Planes at another size: the mask by nearest neighbour, the others bilinearly."""
-    target = Size(size[1], size[0])
-
-    def resize(plane: Scores | None) -> Scores | None:
-        return None if plane is None else _array(_resize(torch.from_numpy(plane), size))
-
-    return Planes(
-        resize_label(planes.mask, target),
-        confidence=resize(planes.confidence),
-        score=resize(planes.score),
-        uncertainty=resize(planes.uncertainty),
-    )
-
-
-def _size(read: Read) -> tuple[int, int]:
-    """Height and width at which the network sees an image."""
-    return read.image.shape[0], read.image.shape[1]

@@ -15,13 +15,16 @@ EXPORT_FACTS = "export.json"
 EXPORT_BACKBONE = "backbone"
 """The frozen model, where it is included: a diffusers folder, or a single file with this stem."""
 
+_TENSORS = (".safetensors", ".onnx", ".data", ".pt2", ".npy")
+"""Suffixes of files that hold tensors."""
+
 
 def file_checksums(folder: Path) -> dict[str, str]:
-    """Path in the folder -> SHA-256 of the file, of every file that is there; what `export.json` records."""
+    """Path in the folder -> SHA-256, of every file that holds tensors; what `export.json` records."""
     return {
         path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.suffix in _TENSORS and path.is_file()
     }
 
 

@@ -4,15 +4,13 @@ The hub is the Hugging Face hub or, where DIFFCLI_HUB names a folder, that folde
 model, <folder>/<owner>/<name>@<revision> another version of it. Either way it is what `diff export` writes.
 """
 
-import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffcli.backbone.hub import LOGIN, hub_errors
 from diffcli.errors import CheckpointError, DiffError
 from diffcli.files import replace_folder
 from diffcli.runs.exported import EXPORT_FACTS
@@ -23,6 +21,8 @@ FOLDER = "DIFFCLI_HUB"
 """Environment variable: a folder that takes the hub's place."""
 FILES = ("*.json", "*.safetensors", "backbone/*")
 """What of a repository is read."""
+
+_OFFLINE = f"connect and try again; {FOLDER}=DIR lets a folder take the hub's place"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def parse_repo(text: str) -> Repo:
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", text.removeprefix(PREFIX))
     if match is None or ".." in text:
         raise DiffError(
-            "no name on the hub", where=text, hint="write owner/name, or owner/name@revision for a version"
+            "not a valid hub name", where=text, hint="write owner/name, or owner/name@revision for a version"
         )
     return Repo(match[1], match[2])
 
@@ -92,7 +92,14 @@ def fetch(repo: Repo) -> Path:
 def _download(repo: Repo) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _explained(repo, writing=False):
+    with hub_errors(
+        str(repo),
+        revision=repo.revision,
+        setting="the name after hub:",
+        kind=CheckpointError,
+        missing="no model that the hub shows you",
+        offline_hint=_OFFLINE,
+    ):
         return Path(snapshot_download(repo.name, revision=repo.revision, allow_patterns=list(FILES)))
 
 
@@ -117,7 +124,7 @@ def check_access(repo: Repo) -> None:
         raise DiffError(
             "no token for the hub",
             where=str(repo),
-            hint=f"log in: hf auth login (or set HF_TOKEN); {FOLDER}=DIR publishes into a folder instead",
+            hint=f"log in: {LOGIN} (or set HF_TOKEN); {FOLDER}=DIR publishes into a folder instead",
         )
 
 
@@ -140,7 +147,14 @@ def _upload(folder: Path, repo: Repo, *, private: bool) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _explained(repo, writing=True):
+    with hub_errors(
+        str(repo),
+        revision=repo.revision,
+        setting="the name",
+        kind=DiffError,
+        missing="the hub does not let you write there",
+        offline_hint=_OFFLINE,
+    ):
         url = api.create_repo(repo.name, private=private, exist_ok=True)
         if private and not api.repo_info(repo.name).private:
             raise DiffError(
@@ -182,39 +196,3 @@ def _place(folder: Path, repo: Repo) -> Path:
     """Where a model lies in that folder; a slash in a revision (a branch feature/x) makes no sub-folder."""
     owner, name = repo.name.split("/")
     return folder / owner / (f"{name}@{repo.revision.replace('/', '--')}" if repo.revision else name)
-
-
-@contextmanager
-def _explained(repo: Repo, *, writing: bool) -> Iterator[None]:
-    """One clear error for whatever the hub's client meets."""
-    try:
-        yield
-    except DiffError:
-        raise
-    except Exception as error:  # the client has many kinds
-        message, hint = _explain(error, repo, writing=writing)
-        raise (DiffError if writing else CheckpointError)(message, where=str(repo), hint=hint) from error
-
-
-def _explain(error: Exception, repo: Repo, *, writing: bool) -> tuple[str, str]:
-    """What went wrong, and what to do."""
-    from huggingface_hub import errors
-
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    offline_hint = f"connect and try again; {FOLDER}=DIR lets a folder take the hub's place"
-    match error:
-        case errors.GatedRepoError():
-            return "the hub asks for permission", "accept its terms on the hub's page, then: hf auth login"
-        case errors.RevisionNotFoundError():
-            return f"it has no revision {repo.revision!r}", "correct what is behind the @"
-        case errors.RepositoryNotFoundError() if not writing:
-            return "no model that the hub shows you", "correct the name; for a private model: hf auth login"
-        case errors.HfHubHTTPError() if status in (401, 403, 404):
-            return "the hub does not let you do that", "log in as one who may: hf auth login"
-        case OSError(errno=errno.ENOSPC):
-            return "no room on the disk", "free some, or set HF_HOME to a folder on another disk"
-        case errors.OfflineModeIsEnabled() | errors.LocalEntryNotFoundError() if not writing:
-            return "not in the cache, and the hub cannot be reached", offline_hint
-        case _:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"the hub cannot be reached ({reason})", offline_hint

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from diffcli import __version__
+from diffcli.backbone.hub import cached_folder
 from diffcli.config.domain import DomainConfig
 from diffcli.config.settings import EMBEDDED, RunConfig
 
@@ -64,12 +65,10 @@ def write_card(
 
 def licence_of(source: str, *, revision: str | None = None) -> str:
     """The licence of a diffusion model in the hub's words: as its own README says, else of a known one; or "other"."""
-    from diffcli.backbone.locate import cached_snapshot
-
     path = Path(source).expanduser()
     if source in LICENCES:
         return LICENCES[source]
-    folder = path if path.is_dir() else cached_snapshot(source) if re.fullmatch(r"[\w./-]+", source) else None
+    folder = path if path.is_dir() else cached_folder(source, revision=revision)
     readme = folder / "README.md" if folder is not None else None
     if readme is None or not readme.is_file():
         return UNKNOWN

@@ -3,6 +3,7 @@
 A RUN is a run folder, a folder that `diff export` wrote, or a checkpoint file.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from diffcli.config.settings import BackboneConfig, ModelConfig, RunConfig, Runt
 from diffcli.core.model import DTYPES, SegmentationModel, build_model
 from diffcli.errors import CheckpointError, ConfigError
 from diffcli.runs.checkpoint import Checkpoint, check_fingerprint, load_state, read_checkpoint
-from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_WEIGHTS
+from diffcli.runs.exported import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, check_files
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.hub import short_name
 from diffcli.runtime import console
@@ -26,7 +27,7 @@ class OpenRun:
     """A trained run, read but not yet built."""
 
     path: Path
-    """As the user named it."""
+    """As the user named it; of a checkpoint in a run folder, that folder."""
     weights: Path
     """The checkpoint file."""
     checkpoint: Checkpoint
@@ -42,7 +43,17 @@ class OpenRun:
     def name(self) -> str:
         """What tables call it."""
         path = self.path.resolve()
-        return path.stem if path.is_file() else short_name(path) or path.name
+        name = path.stem if path.is_file() else short_name(path) or path.name
+        is_last = self.folder is None or self.weights == self.path / LAST
+        return name if is_last else f"{name} ({self.weights.stem})"
+
+    @property
+    def description(self) -> str:
+        """The run, its checkpoint and iteration, as in "runs/city (last, iteration 400)"."""
+        iteration = self.checkpoint.info.get("iteration")
+        facts = [] if self.folder is None else [self.weights.stem]
+        facts += [] if iteration is None else [f"iteration {iteration}"]
+        return f"{self.path} ({', '.join(facts)})" if facts else str(self.path)
 
     def load_model(
         self, *, device: str | None = None, precision: str | None = None, images: int = 0
@@ -136,6 +147,9 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     path = Path(path)
     weights = locate_checkpoint(path)
     checkpoint = read_checkpoint(weights)
+    if path.is_file() and path.parent.name == Path(LAST).parent.name and (path.parents[1] / CONFIG).is_file():
+        path = path.parents[1]  # a checkpoint of a run has the run's settings
+    _check_exported(path)
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
     model = _with_own_backbone(checkpoint.config, path)
@@ -164,11 +178,28 @@ def locate_checkpoint(path: Path) -> Path:
     )
 
 
+def _check_exported(path: Path) -> None:
+    """An exported folder holds what was written into it.
+
+    Raises:
+        CheckpointError: its facts are damaged, or a file does not match its checksum.
+    """
+    facts = path / EXPORT_FACTS
+    if not facts.is_file():
+        return
+    try:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8")).get("checksums", {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
+    check_files(path, checksums)
+
+
 def _with_own_backbone(model: ModelConfig, folder: Path) -> ModelConfig:
     """The settings of a model whose exported folder holds the frozen part: it is taken from there."""
     for source in (folder / EXPORT_BACKBONE, folder / f"{EXPORT_BACKBONE}.safetensors"):
         if source.exists():
-            own = {"source": str(source), "revision": None, "unet_weights": None}
-            backbone = model.backbone.model_copy(update=own)
+            moved = {"source": str(source), "revision": None, "allow_pickle": False}
+            moved |= dict.fromkeys(("unet_weights", "vae", "text_encoder"))
+            backbone = model.backbone.model_copy(update=moved)
             return model.model_copy(update={"backbone": BackboneConfig.model_validate(backbone.model_dump())})
     return model

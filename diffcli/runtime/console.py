@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,8 +12,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
 from rich.text import Text
+
+from diffcli.runtime.tables import cells, plain_table, styled_table
+from diffcli.runtime.words import UNSAFE, printable, wrap_words
 
 PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines in a pipe."""
@@ -30,37 +31,35 @@ def _data() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal would obey or show in another order, and bytes of a name that is not UTF-8; not tab and line feed."""
-
-
-def printable(text: str) -> str:
-    """`text` with control characters spelled out: a file's name may hold any, and a terminal would obey them."""
-    return _UNSAFE.sub(_spelled_out, text)
-
-
-def _spelled_out(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
-        code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+def _print_words(text: str, *, label: str = "", style: str = "") -> None:
+    """A paragraph on stderr: wrapped between words in a terminal, as it is in a pipe."""
+    console, text = _words(), printable(text)
+    if console.is_terminal:
+        text = wrap_words(label + text, console.width)[len(label) :]
+    console.print(Text.assemble((label, style), text))
 
 
 def say(text: str) -> None:
     """Print a line of words on stderr; above the progress bar if one is shown."""
-    _words().print(Text(printable(text)))
+    _print_words(text)
+
+
+def say_in_terminal(text: str) -> None:
+    """Print a line that stays above the progress bar; in a pipe, the bar's own lines say as much."""
+    if _words().is_terminal:
+        _print_words(text)
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr; what matters first, the remedy after it."""
-    _words().print(Text.assemble(("warning: ", "bold yellow"), printable(text)))
+    _print_words(text, label="warning: ", style="bold yellow")
 
 
 def fail(message: str, *, hint: str | None = None) -> None:
     """Print why a command ended, and what to do about it, on stderr."""
-    _words().print(Text.assemble(("error: ", "bold red"), printable(message)))
+    _print_words(message, label="error: ", style="bold red")
     if hint:
-        _words().print(Text.assemble(("  -> ", "bold"), printable(hint)))
+        _print_words(hint, label="  -> ", style="bold")
 
 
 _json_only: ContextVar[bool] = ContextVar("json_only", default=False)
@@ -91,7 +90,7 @@ def print_record(value: Any) -> None:
         return
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(_jsonable(value), indent=2, ensure_ascii=not unicode, default=str)
-    print(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
+    print(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text), flush=True)
 
 
 def table(
@@ -121,13 +120,14 @@ def table(
         all(isinstance(row[i], int | float | None) for row in [*body, *foot]) and bool(body or foot)
         for i in range(len(columns))
     ]
-    title, columns = printable(title), [_cell(name, digits) for name in columns]
-    head = [_cells(row, digits) for row in body]
-    tail = [_cells(row, digits) for row in foot]
+    title, columns = printable(title), cells(columns, digits)
+    head = [cells(row, digits) for row in body]
+    tail = [cells(row, digits) for row in foot]
     if console.is_terminal:
-        console.print(_styled_table(title, columns, head, tail, numeric), soft_wrap=False)
+        styled = styled_table(title, columns, head, tail, numeric, width=console.width)
+        console.print(styled, soft_wrap=False)
     else:
-        print("\n".join(_plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
+        print("\n".join(plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
 
 
 def share_bar(share: float, width: int) -> str:
@@ -146,6 +146,9 @@ class Bar(Protocol):
 
     def describe(self, description: str) -> None:
         """Change the name of the stage."""
+
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        """Other work took `seconds`, which do not count in the rate; it will take `later` seconds until the end."""
 
 
 @contextmanager
@@ -200,6 +203,11 @@ class _State:
         self.unit, self.per_step = unit, per_step
         self.fields: dict[str, object] = {}
         self._marks = [(time.monotonic(), completed)]
+        self._later = 0.0
+
+    def interrupted(self, seconds: float, later: float) -> None:
+        self._marks = [(mark + seconds, completed) for mark, completed in self._marks]
+        self._later = later
 
     def update(self, advance: int, fields: dict[str, object]) -> None:
         self.completed += advance
@@ -217,7 +225,7 @@ class _State:
             rate = (self.completed - before) / seconds
             parts.append(f"{_short(rate * self.per_step)} {self.unit}/s")
             if self.completed < self.total:
-                parts.append(f"ETA {clock((self.total - self.completed) / rate)}")
+                parts.append(f"ETA {clock((self.total - self.completed) / rate + self._later)}")
         return " | ".join(parts)
 
     def line(self) -> str:
@@ -240,6 +248,9 @@ class _PlainBar:
 
     def describe(self, description: str) -> None:
         self.state.description = printable(description)
+
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        self.state.interrupted(seconds, later)
 
     def finish(self) -> None:
         if self.state.completed != self._shown:
@@ -264,6 +275,9 @@ class _RichBar:
         self.state.description = printable(description)
         self.live.update(self.task, description=self.state.description)
 
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        self.state.interrupted(seconds, later)
+
 
 def _add_bar(live: Progress, state: _State) -> Iterator[Bar]:
     task = live.add_task(state.description, total=state.total, completed=state.completed, facts="")
@@ -282,75 +296,6 @@ def clock(seconds: float) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else printable(str(value))
-
-
-def _cells(row: Sequence[object], digits: int) -> list[str]:
-    return [_cell(value, digits) for value in row]
-
-
-def _cell(value: object, digits: int) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.{digits}f}"
-    return printable(str(value)).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _plain_table(
-    title: str,
-    columns: Sequence[str],
-    body: list[list[str]],
-    foot: list[list[str]],
-    numeric: list[bool],
-) -> Iterator[str]:
-    """Lines of aligned text; column widths are those of the longest cell."""
-    rows = [list(columns), *body, *foot]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-
-    def line(row: list[str]) -> str:
-        cells = (
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        )
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    if title:
-        yield title
-    if any(columns):
-        yield line(list(columns))
-        yield rule
-    yield from map(line, body)
-    if foot:
-        yield rule
-        yield from map(line, foot)
-
-
-def _styled_table(
-    title: str,
-    columns: Sequence[str],
-    body: list[list[str]],
-    foot: list[list[str]],
-    numeric: list[bool],
-) -> Table:
-    """The same table for a terminal: long names fold onto a second line, numbers never."""
-    result = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        show_header=any(columns),
-    )
-    for name, right in zip(columns, numeric, strict=True):
-        justify, style = ("right", "") if right else ("left", "cyan" if not result.columns else "")
-        result.add_column(Text(name), justify=justify, style=style, no_wrap=right, overflow="fold")  # type: ignore[arg-type]
-    for row in body:
-        result.add_row(*map(Text, row))
-    if foot:
-        result.add_section()
-    for row in foot:
-        result.add_row(*map(Text, row), style="bold")
-    return result
 
 
 def _jsonable(value: Any) -> Any:

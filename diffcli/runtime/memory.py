@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -15,29 +14,17 @@ _HINT = (
 )
 
 
-class Sized(Protocol):
-    """A diffusion model on disk."""
-
-    def parameters(self, component: str) -> int:
-        """Numbers in a component's weights."""
-
-
-def check_memory(
-    source: Sized, *, device: torch.device, dtype: torch.dtype, unet_parameters: int | None = None
-) -> None:
+def check_memory(*, unet: int, vae: int, text_encoder: int, device: torch.device, dtype: torch.dtype) -> None:
     """The weights fit: first the text encoder alone, in float32, then U-Net and VAE together.
 
     Args:
-        unet_parameters: numbers in the U-Net's weights where they are not the source's own.
+        unet: numbers in the U-Net's weights; the same of `vae` and `text_encoder`.
 
     Raises:
         BackboneError: they do not.
     """
-    unet = source.parameters("unet") if unet_parameters is None else unet_parameters
-    networks = {"unet": unet, "vae": source.parameters("vae")}
-    text = source.parameters("text_encoder") * torch.float32.itemsize
-    together = sum(networks.values()) * dtype.itemsize
-    largest = max(networks.values()) * dtype.itemsize
+    text = text_encoder * torch.float32.itemsize
+    together, largest = (unet + vae) * dtype.itemsize, max(unet, vae) * dtype.itemsize
     _require(max(text, largest if device.type == "cuda" else together), host_memory(), "memory")
     if device.type == "cuda" and torch.cuda.is_available():
         _require(max(text, together), torch.cuda.mem_get_info(device)[0], f"memory on {device}")

@@ -7,10 +7,13 @@ from torch.optim import Optimizer
 
 from diffcli.core.decoder import SegmentationDecoder
 
+BETAS = (0.9, 0.999)
+"""AdamW's betas (method section 3)."""
+WARMUP_RATIO = 1e-6
+"""Share of the rate at which the warm-up starts (method section 3)."""
 
-def learning_rate_factor(
-    iteration: int, *, iterations: int, warmup_iterations: int, warmup_ratio: float
-) -> float:
+
+def learning_rate_factor(iteration: int, *, iterations: int, warmup_iterations: int) -> float:
     """Share of the base rate at a 0-based iteration: linear warm-up multiplied onto a linear decay to zero.
 
     Both start at iteration 0 (method section 3).
@@ -18,16 +21,14 @@ def learning_rate_factor(
     decay = 1 - iteration / iterations
     if iteration >= warmup_iterations:
         return decay
-    return decay * (1 - (1 - iteration / warmup_iterations) * (1 - warmup_ratio))
+    return decay * (1 - (1 - iteration / warmup_iterations) * (1 - WARMUP_RATIO))
 
 
 def set_learning_rate(
-    optimizer: Optimizer, iteration: int, *, iterations: int, warmup_iterations: int, warmup_ratio: float
+    optimizer: Optimizer, iteration: int, *, iterations: int, warmup_iterations: int
 ) -> float:
     """Set every group to its `base_lr` times `learning_rate_factor`, which is returned."""
-    factor = learning_rate_factor(
-        iteration, iterations=iterations, warmup_iterations=warmup_iterations, warmup_ratio=warmup_ratio
-    )
+    factor = learning_rate_factor(iteration, iterations=iterations, warmup_iterations=warmup_iterations)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return factor

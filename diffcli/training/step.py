@@ -32,7 +32,6 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
         trainer.iteration,
         iterations=train.iterations,
         warmup_iterations=train.warmup_iterations,
-        warmup_ratio=train.warmup_ratio,
     )
     total: dict[str, float] = {}
     files: list[str] = []

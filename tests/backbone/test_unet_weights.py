@@ -11,11 +11,13 @@ from torch import Tensor
 
 from diffcli.backbone import hub, unet_weights
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.loading import EMBEDDED_FOLDER, load_backbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.backbone.locate import EMBEDDED_FOLDER
 from diffcli.config.settings import EMBEDDED, BackboneConfig, ModelConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError
-from diffcli.runs.checkpoint import load_model, save_checkpoint
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.opening import open_run
 from diffcli.runtime import memory
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -122,10 +124,12 @@ def test_files_that_hold_no_state_dict(tiny: Path, weights: Path, tmp_path: Path
     cut, text = tmp_path / "cut.safetensors", tmp_path / "text.safetensors"
     cut.write_bytes(weights.read_bytes()[:-1000])
     torch.save({}, text)
+    pickled = tmp_path / "clean.pth"
+    torch.save({}, pickled)
     for path, message in (
         (tmp_path / "none.safetensors", "no such file"),
         (tmp_path, "this is a folder"),
-        (tmp_path / "clean.pth", "a pickled state dict, which is not read"),
+        (pickled, "a pickled file, which may hold code as well as weights"),
         (text, "not a safetensors file"),
         (cut, "cut off"),
     ):
@@ -150,8 +154,8 @@ def test_the_sources_own_weights_are_not_needed(tiny: Path, weights: Path, tmp_p
         load(tmp_path / "sd", None)
     assert load(tmp_path / "sd", weights).unet.conv_in.weight.shape[0] == 16
     names = [str(file.relative_to(tiny)) for file in tiny.rglob("*") if file.is_file()]
-    assert UNET in hub.choose_files(names, variant=None, where="x", unet_weights=True)
-    assert UNET not in hub.choose_files(names, variant=None, where="x", unet_weights=False)
+    assert UNET in hub.choose_files(names, variant=None, where="x")
+    assert UNET not in hub.choose_files(names, variant=None, where="x", components=("vae", "text_encoder"))
 
 
 def test_their_memory_is_counted(tiny: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +168,7 @@ def test_their_memory_is_counted(tiny: Path, weights: Path, monkeypatch: pytest.
     load(tiny, weights)
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_on_other_weights(
     small: Callable[..., ModelConfig], tiny_state: State, tmp_path: Path
 ) -> None:
@@ -176,7 +181,8 @@ def test_a_run_is_refused_on_other_weights(
     for name, config, other in (("a", plain, replaced), ("b", replaced, plain)):
         checkpoint = tmp_path / f"{name}.safetensors"
         save_checkpoint(checkpoint, build_model(config))
-        assert load_model(checkpoint).config == config
-        assert load_model(checkpoint, precision="bf16").config == config
+        for precision in ("float32", "bf16"):
+            assert open_run(checkpoint).load_model(device="cpu", precision=precision).config == config
+        change = f"model.backbone.unet_weights={other.backbone.unet_weights or 'null'}"
         with pytest.raises(CheckpointError, match="another diffusion model"):
-            load_model(checkpoint, config=other)
+            open_run(checkpoint, overrides=[change]).load_model(device="cpu")

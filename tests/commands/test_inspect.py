@@ -88,7 +88,9 @@ def test_a_sound_folder(cli: Any, sound: Folder, tmp_path: Path) -> None:
 def test_every_fault_is_found_and_the_exit_code_is_1(cli: Any, faulty: Folder) -> None:
     result = cli("data", "inspect", "--domain", "folder", "--root", faulty, "--json")
     assert result.returncode == 1
-    assert "5 of 8 samples cannot be used" in result.stderr
+    assert "3 of 8 samples cannot be used" in result.stderr
+    assert "2 label values outside the mapping, in 2 files" in result.stderr
+    assert "34: 255  # 0.64 % of pixels in 2 files" in result.stderr
     (record,) = json.loads(result.stdout)
     names = {value: [Path(file).name for file in files] for value, files in record["outside_mapping"].items()}
     assert names == {"34": ["bad1.png", "bad2.png"], "77": ["bad2.png"]}
@@ -107,8 +109,8 @@ def test_faults_in_words(cli: Any, faulty: Folder) -> None:
     assert "no image  1: orphan.png" in lines
     table = lines[lines.index("label values outside the mapping") + 3 :]
     assert [line.split() for line in table[:2]] == [
-        ["34", "2", "bad1.png,", "bad2.png"],
-        ["77", "1", "bad2.png"],
+        ["34", "0.64", "%", "2", "bad1.png,", "bad2.png"],
+        ["77", "0.21", "%", "1", "bad2.png"],
     ]
     assert "images/dark.png: the file is damaged" in result.stderr
     assert "the image is 4x4, but its label 9x4" in result.stderr
@@ -160,9 +162,18 @@ def test_own_classes_come_from_settings(cli: Any, sound: Folder, tmp_path: Path)
     assert {c["class"]: c["pixels"] for c in record["classes"]} == {"ground": 15, "fruit": 6}
 
 
-def test_miniworld_and_lists(cli: Any) -> None:
-    result = cli("data", "inspect", "--domain", "miniworld/fog,miniworld/night", "--json")
+def test_miniworld_and_lists(cli: Any, tmp_path: Path) -> None:
+    """Domains that are drawn, as many as the settings say; a comma list of those on disk."""
+    (tmp_path / "two.yaml").write_text(
+        "data: {train: {domain: miniworld/fog, count: 2}, eval: [{domain: miniworld/night, count: 2}]}"
+    )
+    result = cli("data", "inspect", "--config", "two.yaml", "--json")
     assert [one["domain"] for one in json.loads(result.stdout)] == ["miniworld/fog", "miniworld/night"]
+    for condition in ("fog", "night"):
+        save(tmp_path / f"acdc/rgb_anon/{condition}/val/G/1_rgb_anon.png", np.zeros((2, 4, 3)))
+        save(tmp_path / f"acdc/gt/{condition}/val/G/1_gt_labelTrainIds.png", np.zeros((2, 4)))
+    listed = cli("data", "inspect", "--domain", "acdc/fog,acdc/night", "--root", tmp_path / "acdc", "--json")
+    assert [one["domain"] for one in json.loads(listed.stdout)] == ["acdc/fog", "acdc/night"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +182,10 @@ def test_miniworld_and_lists(cli: Any) -> None:
         ({}, "give either a domain or settings"),
         ({"domains": "citscapes"}, "did you mean cityscapes"),
         ({"domains": "folder", "root": Path("nowhere")}, "no such folder"),
-        ({"domains": "folder", "root": Path("mine"), "split": "vall"}, "splits are train, val and test"),
+        (
+            {"domains": "folder", "root": Path("mine"), "split": "vall"},
+            "no vall images here, but there is a set",
+        ),
         (
             {"domains": "folder", "root": Path("mine"), "output": Path("mine/images/drawn")},
             "inside the dataset",

@@ -15,7 +15,9 @@ from diffcli.config.domain import domain_config
 from diffcli.core.model import SegmentationModel
 from diffcli.data.dataset import open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation.scoring import segment_domain
+from diffcli.evaluation.evaluator import segment_domain
+from diffcli.evaluation.submission import find_server
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs import opening
 from diffcli.runtime import console
 
@@ -71,7 +73,7 @@ def test_cityscapes_takes_label_ids(
     ]
     domain = open_domain(domain_config("cityscapes", root=cityscapes, split="test"), purpose="eval")
     settings = opening.open_run(tiny_run).config.eval
-    for index, mask in segment_domain(model, domain, settings):
+    for index, mask in segment_domain(trained_segmenter(model, settings), domain):
         written = found[f"{domain.identity(index)}.png"]
         assert written.dtype == np.uint8
         assert written.shape == SIZE
@@ -125,3 +127,8 @@ def test_what_no_server_takes(tiny_run: Path, cityscapes: Path, tmp_path: Path) 
             submit.Request(domain="cityscapes", run=tiny_run, output=output, root=tmp_path / "nowhere")
         )
     assert not output.exists()
+
+
+@pytest.mark.parametrize("condition", ["fog", "night", "rain", "snow"])
+def test_a_single_condition_of_acdc_has_a_server(condition: str) -> None:
+    assert find_server(f"acdc/{condition}").images == 500

@@ -125,8 +125,8 @@ def test_extending_nothing_is_refused(file: Path) -> None:
         ),
         (
             "model:\n  inversion:\n    schedule: papre\n",
-            "run.yaml:3: model.inversion.schedule: must be paper or visit9 or five or one or clean or settings "
-            "of its own, not 'papre'\n  -> did you mean paper?",
+            "run.yaml:3: model.inversion.schedule: must be paper or visit9 or five or one or clean or nested "
+            "settings, not 'papre'\n  -> did you mean paper?",
         ),
         (
             "model: {inversion: {schedule: {timesteps: [1, 2], save_steps: [5]}}}",
@@ -159,12 +159,31 @@ def test_extending_nothing_is_refused(file: Path) -> None:
             "run.yaml:1: data.train.label_ids.70000: input should be less than 65536",
         ),
         ("data: {train: {domain: 3}}\n", "run.yaml:1: data.train.domain: must be text, not 3"),
-        ("data: {train: 3}\n", "run.yaml:1: data.train: takes settings of its own, not 3"),
+        ("data: {train: 3}\n", "run.yaml:1: data.train: takes nested settings, not 3"),
         ("data:\n  train:\n    limit: 3\n", "run.yaml:2: data.train.domain is missing"),
+        (
+            "runtime: {data_workers: many}",
+            "run.yaml:1: runtime.data_workers: must be auto or a number, not 'many'",
+        ),
+        (
+            "runtime: {cuda_graphs: many}",
+            "run.yaml:1: runtime.cuda_graphs: must be auto or true or false, not 'many'",
+        ),
+        (
+            "runtime: {data_workers: [1]}",
+            "run.yaml:1: runtime.data_workers: must be auto or a number, not [1]",
+        ),
+        (
+            "runtime: {data_workers: -1}",
+            "run.yaml:1: runtime.data_workers: input should be greater than or equal to 0, not -1",
+        ),
         ("name: 3\n", 'run.yaml:1: name: must be text, not 3\n  -> put it in quotes: "..."'),
-        ("train: {betas: [0.9]}\n", "run.yaml:1: train.betas: needs more values than [0.9]"),
+        (
+            "model: {decoder: {channels: [64]}}\n",
+            "run.yaml:1: model.decoder.channels: needs more values than [64]",
+        ),
         ("data:\n  eval:\n    - acdc\n    - {limit: 3}\n", "run.yaml:4: data.eval.1.domain is missing"),
-        ("augmentation: 3\n", "run.yaml:1: augmentation: takes settings of its own, not 3"),
+        ("augmentation: 3\n", "run.yaml:1: augmentation: takes nested settings, not 3"),
         ("augmentation: {crop: 5x}\n", "run.yaml:1: augmentation.crop: a size is written WIDTHxHEIGHT"),
         (
             "model: {inversion: {class_prompts: {1: a, 99: b}}}\n",
@@ -180,7 +199,10 @@ def test_extending_nothing_is_refused(file: Path) -> None:
         ("train:\n\tseed: 1\n", "run.yaml:2: this is not valid YAML"),
         ("train: [1\n", "run.yaml:2: this is not valid YAML"),
         ("name: a\n---\nname: b\n", "run.yaml:2: this is not valid YAML"),
-        ("train: !!python/object:os.system x\n", "run.yaml:1: this is not valid YAML"),
+        (
+            "train: !!python/object:os.system x\n",
+            "run.yaml:1: the tag !!python/object:os.system is not supported\n  -> write the value without a tag",
+        ),
         ("train: &x [*x]\n", "run.yaml:1: an alias refers to the value that it is part of"),
         ("{a: 1}: 2\n", "run.yaml:1: a key must be one word or number"),
         ("name: \x00\n", "run.yaml: this is not valid YAML"),
@@ -246,6 +268,27 @@ def test_overrides_reach_any_key(file: Path) -> None:
     assert config.train.clip_norm is None
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "data: {train: {domain: miniworld, count: 1000001}}",
+            "input should be less than or equal to 1000000",
+        ),
+        ("runtime: {data_workers: 300}", "input should be less than or equal to 256"),
+        ("runtime: {max_unet_batch: 5000}", "input should be less than or equal to 4096"),
+        ("train: {batch_size: 5000}", "input should be less than or equal to 4096"),
+        ("train: {seed: 9223372036854775808}", "input should be less than"),
+        ("eval: {scales: [0.01]}", "input should be greater than or equal to 0.1"),
+        ("model: {decoder: {channels: [32, 64, 64, 64000]}}", "input should be less than or equal to 16384"),
+        ("eval: {stride: 600x600}", "stride 600x600 is larger than window 512x512"),
+        ("eval: {stride: 1x1}", "stride 1x1 is less than 1/16 of window 512x512"),
+    ],
+)
+def test_numbers_are_limited(file: Path, text: str, message: str) -> None:
+    assert message in fault(file, text)
+
+
 @pytest.mark.parametrize("before", ["miniworld/fog", "folder", "cityscapes"])
 @pytest.mark.parametrize("now", ["miniworld", "folder", "bdd100k"])
 def test_a_written_file_takes_another_domain(file: Path, before: str, now: str) -> None:
@@ -285,7 +328,7 @@ def test_overriding_settings_that_were_read_before() -> None:
             "train.iterations=many",
             "--set train.iterations=many: train.iterations: input should be a valid integer",
         ),
-        ("data.eval.3.limit=1", "data.eval is a list of 0; there is no number 3 in it"),
+        ("data.eval.3.limit=1", "data.eval has 0 items; item 3 does not exist"),
         ("name={a", "the value is not valid YAML"),
         ("..=1", "there is no setting"),
     ],

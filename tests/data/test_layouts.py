@@ -20,6 +20,7 @@ from diffcli.data.domains import (
     VISTAS_ENCODING_1_2,
     VISTAS_ENCODING_2_0,
 )
+from diffcli.data.idd import IDD_CLASSES
 from diffcli.errors import ConfigError, DataError
 
 SavePair = Callable[..., None]
@@ -94,6 +95,55 @@ LAYOUTS = [
         "val_labels/a_L.png",
         [[[128, 64, 128], [64, 0, 128]]],
         "val/a",
+    ),
+    ("urbansyn", "train", "rgb/rgb_0001.png", "ss/ss_0001.png", ROAD_CAR, "0001"),
+    (
+        "foggy_cityscapes",
+        "val",
+        "leftImg8bit_foggy/val/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.02.png",
+        "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png",
+        ROAD_CAR_ID,
+        "val/ulm/ulm_000000_000019",
+    ),
+    (
+        "nighttime_driving",
+        "test",
+        "leftImg8bit/test/night/0_leftImg8bit.png",
+        "gtCoarse_daytime_trainvaltest/test/night/0_gtCoarse_labelTrainIds.png",
+        ROAD_CAR,
+        "test/night/0",
+    ),
+    (
+        "idd",
+        "val",
+        "leftImg8bit/val/7/frame0029_leftImg8bit.jpg",
+        "gtFine/val/7/frame0029_gtFine_labelids.png",
+        [[0, 12]],
+        "val/7/frame0029",
+    ),
+    (
+        "idd",
+        "train",
+        "leftImg8bit/train/7/a_leftImg8bit.png",
+        "gtFine/train/7/a_gtFine_labellevel3Ids.png",
+        [[0, 9]],
+        "train/7/a",
+    ),
+    (
+        "cityscapes/coarse",
+        "train",
+        "leftImg8bit/train/ulm/a_leftImg8bit.png",
+        "gtCoarse/train/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+        "train/ulm/a",
+    ),
+    (
+        "cityscapes",
+        "train_extra",
+        "leftImg8bit/train_extra/ulm/a_leftImg8bit.png",
+        "gtCoarse/train_extra/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+        "train_extra/ulm/a",
     ),
     (
         "kitti",
@@ -192,6 +242,28 @@ def test_mapillary_goes_by_the_names_in_its_config(tmp_path: Path, save_pair: Sa
     with pytest.raises(DataError, match="class list") as caught:
         open_domain(domain_config("mapillary", root=tmp_path), purpose="eval")
     assert str(caught.value.where).endswith("config.json")
+
+
+def test_idd_in_its_own_classes(tmp_path: Path, save_pair: SavePair) -> None:
+    folder = tmp_path / "gtFine/train/7"
+    for name, kind, values in (("a", "labelids", [[11, 12, 35]]), ("b", "labellevel3Ids", [[8, 9, 255]])):
+        image = tmp_path / f"leftImg8bit/train/7/{name}_leftImg8bit.png"
+        save_pair(image, folder / f"{name}_gtFine_{kind}.png", values)
+    config = domain_config("idd", root=tmp_path)
+    own = open_domain(config, purpose="train", classes=IDD_CLASSES)
+    assert [own.load(i)[1].tolist() for i in range(2)] == [[[8, 9, 255]]] * 2
+    streets = open_domain(config, purpose="train")
+    assert [streets.load(i)[1].tolist() for i in range(2)] == [[[255, 13, 255]]] * 2
+
+
+def test_coarse_labels_are_never_taken_for_fine_ones(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair(
+        tmp_path / "leftImg8bit/val/ulm/a_leftImg8bit.png",
+        tmp_path / "gtCoarse/val/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+    )
+    domain = open_domain(domain_config("cityscapes", root=tmp_path), purpose="eval")
+    assert domain.samples[0].label is None
 
 
 def test_mapillary_value_beyond_the_table(tmp_path: Path, save_pair: SavePair) -> None:

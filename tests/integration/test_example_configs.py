@@ -8,7 +8,8 @@ from diffcli.classes import CITYSCAPES_CLASSES, CLASS_PROMPTS
 from diffcli.config.file import load_config
 from diffcli.config.settings import DEFAULT_BACKBONE, AugmentationConfig, RareClassConfig, RunConfig
 from diffcli.config.size import Size
-from diffcli.data.dataset import known_domains
+from diffcli.data.dataset import CROP_TRIES, known_domains
+from diffcli.training.optimizer import BETAS, WARMUP_RATIO
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.rglob("*.yaml"))
@@ -52,13 +53,13 @@ def test_a_recipe_has_the_values_of_the_paper(name: str) -> None:
     assert (config.data.train.domain, config.data.train.resize) == (trained_on, size)
     assert [entry.domain for entry in config.data.eval] == tested_on
     assert config.augmentation == AugmentationConfig(
-        crop=Size(512, 512), crop_tries=10, crop_max_share=0.75, flip=0.5, photometric=0.5
+        crop=Size(512, 512), crop_max_share=0.75, flip=0.5, photometric=0.5
     )
     train = config.train
     assert (train.iterations, train.batch_size, train.gradient_accumulation) == (40_000, 1, 1)
     assert (train.learning_rate, train.head_multiplier, train.weight_decay) == (6e-5, 10, 0.01)
-    assert (train.betas, train.clip_norm) == ((0.9, 0.999), 5)
-    assert (train.warmup_iterations, train.warmup_ratio) == (1500, 1e-6)
+    assert (BETAS, train.clip_norm) == ((0.9, 0.999), 5)
+    assert (train.warmup_iterations, WARMUP_RATIO, CROP_TRIES) == (1500, 1e-6, 10)
     assert train.rare_class_sampling == RareClassConfig(
         temperature=0.01, min_pixels=3000, min_crop_pixels=1500
     )

@@ -13,9 +13,9 @@ from PIL import Image
 
 from diffcli.config.settings import EvalConfig, ModelConfig
 from diffcli.core.metrics import ConfusionMatrix
+from diffcli.evaluation.evaluator import DomainScores, Shown
 from diffcli.evaluation.html import html_report
-from diffcli.evaluation.report import report
-from diffcli.evaluation.scoring import DomainScores, Shown
+from diffcli.evaluation.report import build_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NAME = "<script>document.title='run'</script>&co"
@@ -52,13 +52,10 @@ def scores(name: str, seed: int) -> DomainScores:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three domains, one of them named like a script."""
     own = [scores(name, seed) for seed, name in enumerate(("acdc/fog", "acdc/night", NAME))]
-    facts = dict.fromkeys(
-        ("checkpoint", "iteration", "backbone", "precision", "device", "time", "diffcli"), "-"
-    )
-    about = {"run": NAME, **facts, **report(own, model=ModelConfig(), settings=EvalConfig())}
+    report = build_report(own, model=ModelConfig(), settings=EvalConfig(), run=NAME, iteration=7)
     path = tmp_path_factory.mktemp("page") / "report.html"
     examples = [[("worst", one.shown), ("median", one.shown)] for one in own]
-    path.write_text(html_report(about, own, model=ModelConfig(), examples=examples), encoding="utf-8")
+    path.write_text(html_report(report, own, model=ModelConfig(), examples=examples), encoding="utf-8")
     return path
 
 

@@ -20,9 +20,10 @@ from parity_kit import EXACT, FORWARD, RATE, Kit, Report, vector
 from parity_network import check_aggregation, check_end_to_end, check_head, check_inversion, check_ipkl
 from torch import Tensor
 
+from diffcli.backbone.components import load_text_encoder, load_tokenizer
 from diffcli.backbone.loading import encode_prompts, quiet
-from diffcli.backbone.pipeline_folder import PipelineFolder
-from diffcli.config.settings import InversionConfig, TrainConfig
+from diffcli.backbone.locate import find_sources
+from diffcli.config.settings import BackboneConfig, InversionConfig, TrainConfig
 from diffcli.core.inversion import InversionSchedule, step_coefficients
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.statistics import rare_class_probabilities
@@ -82,11 +83,11 @@ def check_text(kit: Kit, report: Report, name: str) -> None:
 
 def _tokens(kit: Kit, prompts: Sequence[str]) -> Tensor:
     """The ids that our loader feeds to the text encoder, as they reach it."""
-    source, seen = PipelineFolder(kit.pipeline), []
+    sources, seen = find_sources(BackboneConfig(source=str(kit.pipeline))), []
     with quiet():
-        encoder = source.load_text_encoder()
+        encoder = load_text_encoder(sources.text_encoder)
         encoder.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-        encode_prompts(prompts, tokenizer=source.load_tokenizer(), text_encoder=encoder)
+        encode_prompts(prompts, tokenizer=load_tokenizer(sources), text_encoder=encoder)
     distinct = list(dict.fromkeys(prompts))
     return seen[0][[distinct.index(prompt) for prompt in prompts]]
 
@@ -99,7 +100,6 @@ def check_optim(kit: Kit, report: Report, name: str) -> None:
             iteration,
             iterations=recipe.iterations,
             warmup_iterations=recipe.warmup_iterations,
-            warmup_ratio=recipe.warmup_ratio,
         )
         for iteration in facts["iters"]
     ]

@@ -36,7 +36,7 @@ from diffcli.core.ipkl import (
     mse_consistency,
 )
 from diffcli.core.metrics import ConfusionMatrix
-from diffcli.training.optimizer import parameter_groups
+from diffcli.training.optimizer import BETAS, parameter_groups
 
 
 def check_inversion(kit: Kit, report: Report, name: str) -> None:
@@ -340,7 +340,7 @@ def _compare_update(kit: Kit, report: Report, decoder: SegmentationDecoder, fact
     groups = parameter_groups(
         decoder, learning_rate=recipe.learning_rate, head_multiplier=recipe.head_multiplier
     )
-    optimizer = torch.optim.AdamW(groups, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=recipe.weight_decay)
     _compare_groups(kit, report, decoder, optimizer, facts)
     before = {name: p.detach().clone() for name, p in decoder.named_parameters()}
     optimizer.step()

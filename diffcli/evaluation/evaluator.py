@@ -1,6 +1,6 @@
-"""Scores of a model on a domain; training's validation and `diff eval` share it."""
+"""Scores of a segmenter on a labelled domain; training's validation and `diff eval` share it."""
 
-import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from diffcli.config.settings import EvalConfig
 from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
-from diffcli.core.model import SegmentationModel
-from diffcli.data.batches import single_threaded
+from diffcli.data.batches import load_batches
 from diffcli.data.dataset import Domain
 from diffcli.data.transforms import resize_image, resize_label
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import DataError
-from diffcli.prediction.inference import network_image, segment_images
+from diffcli.prediction.segmenter import Segmenter, at_network_size
 from diffcli.runtime import distributed
 
 SHOWN_WIDTH = 1024
 """Samples for pictures are at most this wide."""
+BATCHES_A_WORKER = 4
+"""Fewer are read sooner than a process that loads them has started."""
 MAX_PROBLEMS = 20
 """Unreadable samples that are kept by name; the others are counted."""
 
@@ -69,16 +69,15 @@ class DomainScores:
 
 
 def evaluate_domain(
-    model: SegmentationModel,
+    segmenter: Segmenter,
     domain: Domain,
-    config: EvalConfig,
     *,
     workers: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> DomainScores:
     """Segment every sample of a labelled domain and count its pixels into one confusion matrix.
 
-    A sample that cannot be read, or whose label holds values outside the mapping, is left out and told in `problems`.
+    A sample that cannot be read, or whose label holds values outside the mapping, is left out and named in `problems`.
     Several processes (`diffcli.runtime.distributed`) take every other batch; each returns the scores of all samples.
 
     Args:
@@ -95,82 +94,76 @@ def evaluate_domain(
             where=domain.name,
             hint="masks of unlabelled images: diff predict IMAGES -o MASKS",
         )
-    config = settings_of(domain, config)
-    classes = len(model.config.classes)
 
-    def count_share() -> _Tally:
-        tally = _Tally(classes, len(domain))
-        _count(tally, model, domain, config, workers=workers, progress=progress)
+    def count() -> _Tally:
+        tally = _Tally(segmenter.network.classes, len(domain))
+        _count(tally, segmenter, domain, workers=workers, progress=progress)
         return tally
 
-    tally = _merged(distributed.all_gather(count_share))
+    tally = _merged(distributed.all_gather(count))
     shown = tally.shown
     if shown is None:
         raise tally.problems[0].error
-    count = len(domain) - tally.skipped
+    samples = len(domain) - tally.skipped
     return DomainScores(
         name=domain.name,
-        samples=count,
+        samples=samples,
         skipped=tally.skipped,
         problems=tuple(problem.error for problem in tally.problems),
         counts=tally.matrix.counts,
         scores=tally.matrix.scores(),
         image_iou=tally.image_iou,
         shown=distributed.broadcast(lambda: _shown(domain, *shown, iou=float(tally.image_iou[shown[0]]))),
-        seconds_per_image=tally.seconds / count,
-        evaluations_per_image=tally.evaluations / count,
-        size=config.size,
+        seconds_per_image=tally.seconds / samples,
+        evaluations_per_image=tally.evaluations / samples,
+        size=network_size(segmenter, domain),
     )
 
 
 def _count(
     tally: "_Tally",
-    model: SegmentationModel,
+    segmenter: Segmenter,
     domain: Domain,
-    config: EvalConfig,
     *,
     workers: int,
     progress: Callable[[], object],
 ) -> None:
-    """Segment this process's share of the samples into the tally."""
-    evaluations, done = model.extractor.backbone.evaluations, 0
-    own = distributed.shard(range(len(domain)), chunk=config.batch_size)
-    for batch in _equal_batches(domain, own, config, workers=workers):
-        good = [sample for sample in batch if isinstance(sample, _Loaded)]
+    """Segment this process's part of the samples into the tally."""
+    before, done = segmenter.network.evaluations, 0
+    indexes = distributed.shard(range(len(domain)), chunk=segmenter.batch_size)
+    for batch in _equal_batches(segmenter, domain, indexes, workers=workers):
+        loaded = [sample for sample in batch if isinstance(sample, _Loaded)]
         started = time.perf_counter()
-        for sample, mask in zip(good, _predict(model, good, config), strict=True):
-            tally.add(sample, mask)
+        for sample, planes in zip(loaded, list(segmenter.segment(loaded)), strict=True):
+            tally.add(sample, planes.mask)
         tally.seconds += time.perf_counter() - started
         tally.add_problems([sample for sample in batch if isinstance(sample, _Failed)])
-        before, done = done, min(done + len(batch) * distributed.world_size(), len(domain))
-        for _ in range(before, done):
+        reported, done = done, min(done + len(batch) * distributed.world_size(), len(domain))
+        for _ in range(reported, done):
             progress()
-    tally.evaluations = model.extractor.backbone.evaluations - evaluations
+    tally.evaluations = segmenter.network.evaluations - before
 
 
-def segment_domain(
-    model: SegmentationModel, domain: Domain, config: EvalConfig, *, workers: int = 0
-) -> Iterator[tuple[int, Pixels]]:
-    """(index, mask of train ids at the image's own size) of every sample in order, labelled or not.
+def segment_domain(segmenter: Segmenter, domain: Domain, *, workers: int = 0) -> Iterator[tuple[int, Pixels]]:
+    """(index, mask of train ids at the image's size) of every sample in order, labelled or not.
 
     Raises:
         DataError: the first sample that cannot be read.
         DiffError: the network's output is not finite.
     """
-    config = settings_of(domain, config)
-    for batch in _equal_batches(domain, range(len(domain)), config, workers=workers):
-        good: list[_Loaded] = []
+    for batch in _equal_batches(segmenter, domain, range(len(domain)), workers=workers):
+        loaded: list[_Loaded] = []
         for sample in batch:
             if isinstance(sample, _Failed):
                 raise sample.error
-            good.append(sample)
-        for sample, mask in zip(good, _predict(model, good, config), strict=True):
-            yield sample.index, mask.cpu().numpy()
+            loaded.append(sample)
+        for sample, planes in zip(loaded, segmenter.segment(loaded), strict=True):
+            yield sample.index, planes.mask
 
 
-def settings_of(domain: Domain, config: EvalConfig) -> EvalConfig:
-    """The settings with the domain's own size, where it has one."""
-    return config if domain.eval_size is None else config.model_copy(update={"size": domain.eval_size})
+def network_size(segmenter: Segmenter, domain: Domain) -> Size | None:
+    """At which the network sees the domain's images: its eval_size, else eval.size; None: each file's size."""
+    return domain.eval_size or segmenter.settings.size
 
 
 class _Tally:
@@ -186,12 +179,12 @@ class _Tally:
         self.shown: tuple[int, Pixels] | None = None
         """Index and mask of the sample in the middle, or of the first one until that has come."""
 
-    def add(self, sample: "_Loaded", mask: Tensor) -> None:
+    def add(self, sample: "_Loaded", mask: Pixels) -> None:
         counts, iou = _compare(mask, sample.label, classes=self.matrix.classes)
         self.matrix.counts += counts
         self.image_iou[sample.index] = iou
         if self.shown is None or sample.index == len(self.image_iou) // 2:
-            self.shown = (sample.index, mask.cpu().numpy())
+            self.shown = (sample.index, mask)
 
     def add_problems(self, problems: Sequence["_Failed"]) -> None:
         self.skipped += len(problems)
@@ -210,20 +203,19 @@ class _Tally:
         self.shown = min(candidates, key=lambda shown: (shown[0] != middle, shown[0]), default=None)
 
 
-def _compare(mask: Tensor, label: Pixels, *, classes: int) -> tuple[Tensor, float]:
+def _compare(mask: Pixels, label: Pixels, *, classes: int) -> tuple[Tensor, float]:
     """Confusion counts of one image, and its mean IoU over the classes in its label (nan without any)."""
     matrix = ConfusionMatrix(classes)
-    matrix.update(mask, torch.from_numpy(label).to(mask.device))
+    matrix.update(torch.from_numpy(mask), torch.from_numpy(label))
     return matrix.counts, matrix.scores().mean_iou_present
 
 
-def evaluate_sample(model: SegmentationModel, domain: Domain, index: int, config: EvalConfig) -> Shown:
+def evaluate_sample(segmenter: Segmenter, domain: Domain, index: int) -> Shown:
     """One sample again, for a picture: the noise is the image's own, so that the mask is the same as before."""
-    config = settings_of(domain, config)
-    sample = _load(domain, index, config.size)
-    [mask] = _predict(model, [sample], config)
-    _, iou = _compare(mask, sample.label, classes=len(model.config.classes))
-    return _shown(domain, index, mask.cpu().numpy(), iou=iou)
+    sample = _load(domain, index, size=network_size(segmenter, domain), takes_label=_takes_labels(segmenter))
+    [planes] = segmenter.segment([sample])
+    _, iou = _compare(planes.mask, sample.label, classes=segmenter.network.classes)
+    return _shown(domain, index, planes.mask, iou=iou)
 
 
 def _merged(tallies: Sequence[_Tally]) -> _Tally:
@@ -235,14 +227,19 @@ def _merged(tallies: Sequence[_Tally]) -> _Tally:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One sample as a worker hands it over."""
+    """One sample as a worker hands it over: a `NetworkImage` with its label."""
 
     index: int
     identity: str
     image: Pixels
     """At the network's size."""
     label: Pixels
-    """At its own size."""
+    """At the size of its file, which the mask gets."""
+    reference: Pixels | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.label.shape[0], self.label.shape[1]
 
 
 @dataclass(frozen=True)
@@ -256,53 +253,45 @@ class _Failed:
 class _Samples(Dataset["_Loaded | _Failed"]):
     """The domain's samples; a user's fault comes as a value, since exceptions lose their fields between processes."""
 
-    def __init__(self, domain: Domain, size: Size | None) -> None:
-        self.domain, self.size = domain, size
+    def __init__(self, domain: Domain, *, size: Size | None, takes_label: bool) -> None:
+        self.domain, self.size, self.takes_label = domain, size, takes_label
 
     def __len__(self) -> int:
         return len(self.domain)
 
     def __getitem__(self, index: int) -> _Loaded | _Failed:
         try:
-            return _load(self.domain, index, self.size)
+            return _load(self.domain, index, size=self.size, takes_label=self.takes_label)
         except DataError as error:  # a subclass may not survive the way between processes
             return _Failed(index, DataError(error.message, where=error.where, hint=error.hint))
 
 
-def _load(domain: Domain, index: int, size: Size | None) -> _Loaded:
+def _load(domain: Domain, index: int, *, size: Size | None, takes_label: bool) -> _Loaded:
     image, label = domain.load(index)
-    return _Loaded(index, domain.identity(index), network_image(image, size), label)
+    reference = label if takes_label else None
+    return _Loaded(index, domain.identity(index), at_network_size(image, size), label, reference)
+
+
+def _takes_labels(segmenter: Segmenter) -> bool:
+    """Whether the true labels are the reference of the conditional branch."""
+    return segmenter.settings.reference == "labels"
 
 
 def _equal_batches(
-    domain: Domain, indexes: Sequence[int], config: EvalConfig, *, workers: int
+    segmenter: Segmenter, domain: Domain, indexes: Sequence[int], *, workers: int
 ) -> Iterator[list[_Loaded | _Failed]]:
     """Samples of these numbers in order, in batches whose images are of one size; unreadable ones come along."""
-    loader = DataLoader(
-        _Samples(domain, config.size),
-        batch_size=config.batch_size,
-        sampler=indexes,
-        num_workers=min(workers, math.ceil(len(indexes) / config.batch_size)),
-        collate_fn=list,
-        worker_init_fn=single_threaded,
+    size, batch_size = network_size(segmenter, domain), segmenter.batch_size
+    loaded = load_batches(
+        _Samples(domain, size=size, takes_label=_takes_labels(segmenter)),
+        indexes,
+        batch_size=batch_size,
+        workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
+        collate=list,
     )
-    for samples in loader:
+    for samples in loaded:
         for _, batch in groupby(samples, lambda s: s.image.shape if isinstance(s, _Loaded) else None):
             yield list(batch)
-
-
-def _predict(model: SegmentationModel, samples: Sequence[_Loaded], config: EvalConfig) -> list[Tensor]:
-    """Masks (H,W) of samples of one size, each at its label's size."""
-    if not samples:
-        return []
-    return segment_images(
-        model,
-        [sample.image for sample in samples],
-        sizes=[(sample.label.shape[0], sample.label.shape[1]) for sample in samples],
-        identities=[sample.identity for sample in samples],
-        config=config,
-        references=[sample.label for sample in samples] if config.reference == "labels" else None,
-    )
 
 
 def _shown(domain: Domain, index: int, mask: Pixels, *, iou: float) -> Shown:

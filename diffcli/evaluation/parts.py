@@ -1,4 +1,4 @@
-"""Domains that belong together: a joined domain is scored from the counts of its parts, if these are scored as well."""
+"""A domain whose samples are those of other domains (acdc: its four conditions) is scored from their counts."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.data.dataset import Domain
-from diffcli.evaluation.scoring import MAX_PROBLEMS, DomainScores
+from diffcli.evaluation.evaluator import MAX_PROBLEMS, DomainScores
 
 
 def score_all(
@@ -14,12 +14,12 @@ def score_all(
 ) -> list[DomainScores | None]:
     """What `score` finds of each domain (None: it cannot be scored), without segmenting any image twice."""
     parts = [parts_of(domain, domains) for domain in domains]
-    found: list[DomainScores | None] = [None] * len(domains)
-    for i in sorted(range(len(domains)), key=lambda i: len(parts[i])):  # joined domains after their parts
-        own = [one for one in (found[j] for j in parts[i]) if one is not None]
-        complete = own and len(own) == len(parts[i])
-        found[i] = join_scores(domains[i].name, own) if complete else score(domains[i])
-    return found
+    scores: list[DomainScores | None] = [None] * len(domains)
+    for i in sorted(range(len(domains)), key=lambda i: len(parts[i])):  # a whole after its parts
+        scored = [one for one in (scores[j] for j in parts[i]) if one is not None]
+        is_complete = scored and len(scored) == len(parts[i])
+        scores[i] = add_up(domains[i].name, scored) if is_complete else score(domains[i])
+    return scores
 
 
 def parts_of(whole: Domain, domains: Sequence[Domain]) -> list[int]:
@@ -29,13 +29,13 @@ def parts_of(whole: Domain, domains: Sequence[Domain]) -> list[int]:
         for i, one in enumerate(domains)
         if len(one) < len(whole) and (one.resize, one.eval_size) == (whole.resize, whole.eval_size)
     }
-    left, parts = _samples(whole), []
-    while left:
-        part = next((i for i, own in smaller.items() if own == left[: len(own)]), None)
+    rest, parts = _samples(whole), []
+    while rest:
+        part = next((i for i, samples in smaller.items() if samples == rest[: len(samples)]), None)
         if part is None:
             return []
         parts.append(part)
-        left = left[len(smaller.pop(part)) :]
+        rest = rest[len(smaller.pop(part)) :]
     return parts
 
 
@@ -44,7 +44,7 @@ def _samples(domain: Domain) -> list[object]:
     return [(sample.image, sample.label, sample.scene) for sample in domain.samples]
 
 
-def join_scores(name: str, parts: Sequence[DomainScores]) -> DomainScores:
+def add_up(name: str, parts: Sequence[DomainScores]) -> DomainScores:
     """Scores of all images of the parts: from the sum of their confusion matrices, never a mean of their scores."""
     matrix = ConfusionMatrix(len(parts[0].counts))
     for part in parts:
