@@ -1,9 +1,9 @@
 """export.json: what an exported folder is, as pydantic models. Read by the runner, by other programs and by people."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from diffcli.config.size import Size
 from diffcli.drawing.pictures import Pixels
@@ -117,8 +117,8 @@ class NetworkFacts(FolderFacts):
     """A folder of networks for other runtimes."""
 
     kind: Kind
-    networks: dict[str, str]
-    """encoder, step, decoder -> file; without step where the features are the VAE latent alone."""
+    networks: dict[str, Annotated[str, Field(pattern=r"^\w[\w.-]*$")]]
+    """encoder, step, decoder -> file in the folder; without step where the features are the VAE latent alone."""
     precision: str
     branch: str
     input: InputFacts

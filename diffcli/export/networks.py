@@ -33,7 +33,7 @@ from diffcli.export.runner import (
     to_model_range,
 )
 from diffcli.files import replace_folder
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, file_checksums
 from diffcli.runs.folder import versions
 from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
@@ -88,6 +88,7 @@ def export_networks(
             trained_with=info.get("version"),
             iteration=info.get("iteration"),
             base_model=BaseModelFacts.model_validate(base_model(trained, included=True)),
+            checksums=file_checksums(folder),
             **network_facts(model, kind=kind, size=chosen),
         )
         write_json(folder / EXPORT_FACTS, facts.as_json())  # the check below opens the folder

@@ -23,7 +23,7 @@ from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.export.facts import SCHEMA_VERSION, NetworkFacts
 from diffcli.prediction.planes import NumpyArrays
 from diffcli.prediction.segmenter import Maps
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, check_files
 
 NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
@@ -131,6 +131,7 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
     """
     folder = path if path.is_dir() else path.parent
     facts = read_facts(path)
+    check_files(folder, facts.checksums)
     noise = _read_noise(folder / NOISE)
     match facts.kind:
         case "onnx":

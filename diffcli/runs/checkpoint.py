@@ -5,21 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcli import __version__
 from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.config.settings import BackboneConfig, ModelConfig
-from diffcli.core.model import SegmentationModel, build_model
+from diffcli.core.model import SegmentationModel
 from diffcli.errors import CheckpointError
 from diffcli.runs.tensor_file import read_tensors, write_tensors
-from diffcli.runtime.device import Precision
 
 _KEY = "diffcli"
-_FIRST_LAYER, _LAYERS = 16, 48
-"""Weights of a fingerprint; early checkpoints hold those of the first layer alone."""
+_FIRST_LAYER, _UNET, _VAE = 16, 48, 16
+"""Weights of a fingerprint: of the U-Net's first layer, of all its layers, of the VAE's encoder."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,20 @@ class Checkpoint:
 
 
 def fingerprint(backbone: DiffusionBackbone) -> list[float]:
-    """A few weights of the U-Net: enough to tell two diffusion models apart in any precision.
+    """A few weights of U-Net and VAE: enough to tell two diffusion models apart in any precision.
 
-    The first `_FIRST_LAYER` are its first layer's; then one of every few layers, by which a fine-tuned U-Net differs
-    from the one that it came from.
+    The first `_FIRST_LAYER` are the U-Net's first layer's; then one of every few layers, by which a fine-tuned network
+    differs from the one that it came from.
     """
-    weights = [weight for weight in backbone.unet.parameters() if weight.ndim > 1]
-    sampled = [weight[(0,) * weight.ndim] for weight in weights[:: max(1, len(weights) // _LAYERS)][:_LAYERS]]
     first = backbone.unet.conv_in.weight.flatten()[:_FIRST_LAYER]
-    return [round(float(x), 5) for x in first] + [float(f"{float(x):.4g}") for x in sampled]
+    sampled = [*_sample(backbone.unet, _UNET), *_sample(backbone.vae.encoder, _VAE)]
+    return [round(float(x), 5) for x in first] + [float(f"{x:.4g}") for x in sampled]
+
+
+def _sample(network: nn.Module, count: int) -> list[float]:
+    """The first weight of every few layers."""
+    weights = [weight for weight in network.parameters() if weight.ndim > 1]
+    return [float(weight[(0,) * weight.ndim]) for weight in weights[:: max(1, len(weights) // count)][:count]]
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, *, info: Mapping[str, Any] | None = None) -> None:
@@ -97,29 +100,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(config, state, info)
 
 
-def load_model(
-    path: Path,
-    *,
-    device: str | torch.device = "cpu",
-    precision: Precision = "float32",
-    config: ModelConfig | None = None,
-) -> SegmentationModel:
-    """Build the model that a checkpoint holds and load its weights, strictly.
-
-    Args:
-        config: replaces the stored settings (say, another backbone folder or inference seed); shapes must agree.
-
-    Raises:
-        CheckpointError: see `read_checkpoint`; or weights or diffusion model do not fit.
-        BackboneError: the diffusion model cannot be loaded.
-    """
-    checkpoint = read_checkpoint(path)
-    model = build_model(config or checkpoint.config, device=device, precision=precision)
-    load_state(model, checkpoint.state, where=str(path))
-    check_fingerprint(model, checkpoint, where=str(path))
-    return model
-
-
 def load_state(model: SegmentationModel, state: Mapping[str, Tensor], *, where: str) -> None:
     """Load decoder weights strictly.
 
@@ -150,12 +130,13 @@ def check_fingerprint(model: SegmentationModel, checkpoint: Checkpoint, *, where
     if stored is None:
         return
     here = fingerprint(model.extractor.backbone)
-    known = len(stored) in (_FIRST_LAYER, len(here))
-    if not known or any(not _close(i, a, b) for i, (a, b) in enumerate(zip(stored, here, strict=False))):
+    if len(stored) != len(here) or any(
+        not _close(i, a, b) for i, (a, b) in enumerate(zip(stored, here, strict=True))
+    ):
         raise CheckpointError(
             f"it was trained on another diffusion model than {_named(model.config.backbone)} holds now",
             where=where,
-            hint="use the diffusion model that it was trained on (model.backbone.source and unet_weights), "
+            hint="use the diffusion model that it was trained on (model.backbone.source, unet_weights and vae), "
             "or train again",
         )
 
@@ -168,4 +149,5 @@ def _close(index: int, stored: float, here: float) -> bool:
 
 def _named(config: BackboneConfig) -> str:
     """The diffusion model as the settings name it."""
-    return f"{config.source!r}" + (f" with {str(config.unet_weights)!r}" if config.unet_weights else "")
+    others = [str(path) for path in (config.unet_weights, config.vae) if path is not None]
+    return f"{config.source!r}" + (f" with {', '.join(map(repr, others))}" if others else "")

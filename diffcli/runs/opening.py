@@ -188,8 +188,8 @@ def _check_exported(path: Path) -> None:
     if not facts.is_file():
         return
     try:
-        checksums = dict(json.loads(facts.read_text(encoding="utf-8"))["checksums"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8")).get("checksums", {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
     check_files(path, checksums)
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from diffcli.backbone.weight_files import read_header
 from diffcli.errors import CheckpointError
 from diffcli.files import write_atomically
 
@@ -29,9 +30,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, kind: str, heade
         DiffError: the disk is full, or the folder cannot be written to.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"format": FORMAT, **header})
+    facts = {"format": FORMAT, **header}
+    text = json.dumps({_CHECKSUM: _checksum(plain, facts), **facts})
     with write_atomically(path, durable=True) as temporary:
-        save_file(plain, temporary, metadata={kind: text, _CHECKSUM: _checksum(plain, text)})
+        save_file(plain, temporary, metadata={kind: text})  # one key: several are written in a random order
 
 
 def read_tensors(path: Path, *, kind: str, hint: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -43,6 +45,7 @@ def read_tensors(path: Path, *, kind: str, hint: str) -> tuple[dict[str, Tensor]
     Raises:
         CheckpointError: damaged, or written by a newer version.
     """
+    read_header(path, error=CheckpointError, hint=hint)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -63,8 +66,8 @@ def read_tensors(path: Path, *, kind: str, hint: str) -> tuple[dict[str, Tensor]
             where=str(path),
             hint="install the version of diffcli that wrote it, or a newer one",
         )
-    recorded = metadata.get(_CHECKSUM, "" if "format" in header else None)  # the earliest files have neither
-    if recorded is not None and recorded != _checksum(tensors, metadata[kind]):
+    recorded = header.pop(_CHECKSUM, "" if "format" in header else None)  # the earliest files have neither
+    if recorded is not None and recorded != _checksum(tensors, header):
         raise CheckpointError(
             "damaged: its checksum is not the one that was written with it", where=str(path), hint=hint
         )
@@ -72,9 +75,9 @@ def read_tensors(path: Path, *, kind: str, hint: str) -> tuple[dict[str, Tensor]
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """SHA-256 of the header and of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(text.encode())
+    digest = hashlib.sha256(json.dumps(header).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,6 +1,9 @@
 """From the current iteration to the last: steps, metrics, validations, checkpoints, and stopping well."""
 
+import time
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from typing import Any
 
 from diffcli.errors import DiffError, TrainingError
 from diffcli.runtime import console, distributed
@@ -10,11 +13,13 @@ from diffcli.training.run_folder import require_folder
 from diffcli.training.samples import batches
 from diffcli.training.step import training_step
 from diffcli.training.trainer import Trainer
-from diffcli.training.validation import validate
+from diffcli.training.validation import Validation, is_stale, validate
 
 
-def fit(trainer: Trainer, stop: Stop) -> None:
+def fit(trainer: Trainer, stop: Stop) -> Validation | None:
     """Train to the last iteration, with checkpoints and validations on the way.
+
+    Returns the validation after which it stopped early, where it did.
 
     Raises:
         TrainingError: a loss or gradient is not finite; the last checkpoint stays as it is.
@@ -32,9 +37,18 @@ def fit(trainer: Trainer, stop: Stop) -> None:
         while trainer.iteration < train.iterations:
             if _validation_is_due(trainer) and trainer.validated < trainer.iteration:
                 # saved before, so that one process may stop in the middle; several have to stop together
+                started = time.monotonic()
                 with interruptible(stop) if distributed.world_size() == 1 else nullcontext():
-                    validate(trainer)
+                    found = validate(trainer)
                 trainer.validated = trainer.iteration
+                seconds = time.monotonic() - started
+                bar.interrupted(seconds, later=seconds * _validations_left(trainer))
+                if is_stale(trainer):
+                    console.say(
+                        f"stopped early: no better score than at iteration {trainer.best['iteration']} in "
+                        f"{train.patience} validations"
+                    )
+                    return found
             try:
                 record = training_step(trainer, source)
                 trainer.iteration += 1
@@ -43,6 +57,7 @@ def fit(trainer: Trainer, stop: Stop) -> None:
                 if last or trainer.iteration % train.log_interval == 0:
                     seconds, evaluations = trainer.since_logged()
                     trainer.log({**record, "seconds": seconds, "unet_evaluations": evaluations})
+                    console.say_in_terminal(_losses_line(trainer, record))
                     trainer.start_interval()
                 with distributed.raise_together():
                     if distributed.is_main_process():
@@ -60,6 +75,7 @@ def fit(trainer: Trainer, stop: Stop) -> None:
                         f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
                     )
                     raise Stopped(stop.number)
+    return None
 
 
 def _validation_is_due(trainer: Trainer) -> bool:
@@ -69,6 +85,29 @@ def _validation_is_due(trainer: Trainer) -> bool:
         bool(interval and iteration and iteration % interval == 0)
         and iteration < trainer.config.train.iterations
     )
+
+
+def _validations_left(trainer: Trainer) -> int:
+    """Validations from now to the end, the last one included."""
+    train = trainer.config.train
+    interval = train.validate_interval or train.iterations
+    return max(1, -(-(train.iterations - trainer.iteration) // interval))
+
+
+def _losses_line(trainer: Trainer, record: Mapping[str, Any]) -> str:
+    """Iteration, losses and learning rate, each with the same number of digits in every line."""
+    total = trainer.config.train.iterations
+    parts = [f"iteration {trainer.iteration:>{len(str(total))}}/{total}"]
+    parts += [f"{name} {record[key]:.4f}" for key, name in _SHOWN.items() if key in record]
+    return "  ".join([*parts, f"learning rate {record['learning_rate']:.2e}"])
+
+
+_SHOWN = {
+    "loss": "loss",
+    "loss_unconditional": "unconditional",
+    "loss_conditional": "conditional",
+    "consistency": "consistency",
+}
 
 
 def _is_stopping(stop: Stop) -> bool:

@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffcli.config.settings import RunConfig
 from diffcli.errors import CheckpointError, DataError, DiffError
 from diffcli.runs.checkpoint import save_checkpoint
-from diffcli.runs.folder import CONFIG, LAST, RESUME
+from diffcli.runs.folder import CHANGEABLE, CONFIG, LAST, RESUME, flat_settings
 from diffcli.runs.tensor_file import read_tensors, write_tensors
 from diffcli.runtime import console, distributed
 from diffcli.training.run_folder import count_metrics, cut_metrics, write_settings
@@ -32,6 +33,8 @@ def save(trainer: Trainer) -> None:
             "iteration": trainer.iteration,
             "best": trainer.best,
             "validated": trainer.validated,
+            "settings": changeable(trainer.config),
+            "changes": trainer.changes,
             "metrics_lines": count_metrics(folder),
             "since_logged": {"seconds": seconds, "evaluations": evaluations},
             "skipped": {
@@ -70,17 +73,31 @@ def restore(trainer: Trainer) -> None:
             raise CheckpointError(
                 f"it does not fit this run ({str(error).splitlines()[0]})", where=str(path), hint=_DAMAGED
             ) from error
+        if trainer.iteration > trainer.config.train.iterations:
+            raise CheckpointError(
+                f"{trainer.iteration} iterations are done, and train.iterations is "
+                f"{trainer.config.train.iterations}",
+                where=str(trainer.folder),
+                hint="set train.iterations to what the run shall reach",
+            )
         if trainer.accelerator.is_main_process:
             cut_metrics(trainer.folder, lines=lines)
+    for change in trainer.changes[-1:]:
+        if change["iteration"] == trainer.iteration:
+            listed = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in change["settings"].items())
+            console.say(f"changed from here on: {listed}")
     console.say(
         f"resuming {trainer.folder} at iteration {trainer.iteration} of {trainer.config.train.iterations}"
     )
 
 
 def _restore(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    trainer.iteration, trainer.best, trainer.validated = (
-        header[key] for key in ("iteration", "best", "validated")
+    trainer.iteration, trainer.best, trainer.validated, trainer.changes = (
+        header[key] for key in ("iteration", "best", "validated", "changes")
     )
+    before, now = header["settings"], changeable(trainer.config)
+    if changed := {key: [before.get(key), value] for key, value in now.items() if before.get(key) != value}:
+        trainer.changes.append({"iteration": trainer.iteration, "settings": changed})
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
@@ -99,6 +116,11 @@ def _restore(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any
         for where, (message, hint) in header["skipped"]["faults"].items()
     }
     trainer.start_interval(**header["since_logged"])
+
+
+def changeable(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run may change, as in YAML."""
+    return {key: value for key, value in flat_settings(config).items() if key in CHANGEABLE}
 
 
 def saved(trainer: Trainer, error: DiffError) -> DiffError:

@@ -22,6 +22,7 @@ from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import BETAS, parameter_groups
 from diffcli.training.run_folder import append_metrics
 from diffcli.training.selection import Selection
+from diffcli.training.trackers import flat_numbers
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Trainer:
     class_weights: torch.Tensor | None = None
     """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that changed at a resume: the iteration, and key -> [before, from there on]."""
     validated: int = 0
     """Iteration of the last validation."""
     logged: tuple[float, int] = (0.0, 0)
@@ -77,7 +80,7 @@ class Trainer:
         with distributed.raise_together():
             if self.accelerator.is_main_process:
                 append_metrics(self.folder, {"iteration": self.iteration, **record})
-        self.accelerator.log(record, step=self.iteration)
+        self.accelerator.log(flat_numbers(record), step=self.iteration)
 
 
 def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel:

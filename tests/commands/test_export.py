@@ -23,6 +23,7 @@ from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
 from diffcli.runs.checkpoint import read_checkpoint, save_checkpoint
+from diffcli.runs.exported import EXPORT_WEIGHTS
 from diffcli.runs.opening import open_run
 from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
@@ -110,6 +111,20 @@ def test_a_single_file_becomes_a_folder_in_its_precision(
         tmp_path / "out/backbone/unet/diffusion_pytorch_model.safetensors", framework="pt"
     ) as weights:
         assert weights.get_tensor("conv_in.weight").dtype == torch.float16
+
+
+def test_a_flipped_bit_of_an_export_is_found(moved_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, _ = moved_run
+    output = tmp_path / "out"
+    export.run(export.Request(run=run, output=output, with_backbone=True))
+    for name in (EXPORT_WEIGHTS, "backbone/vae/diffusion_pytorch_model.safetensors"):
+        whole = (output / name).read_bytes()
+        (output / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match="checksum") as caught:
+            open_run(output)
+        assert caught.value.where == str(output / name)
+        (output / name).write_bytes(whole)
+    open_run(output)
 
 
 def test_an_export_can_be_exported_again(tiny_run: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.export.networks import check_networks
 from diffcli.export.runner import open_exported, to_model_range
 from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.exported import EXPORT_FACTS, file_checksums
 from diffcli.runs.folder import CONFIG, LAST
 
 SIZE = Size(128, 64)
@@ -170,6 +171,8 @@ def test_an_export_that_does_not_agree_is_refused(onnx_export: Path, tiny_run: P
     values[5] += 1e3
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     onnx.save(graph, broken / "decoder.onnx")
+    facts = json.loads((broken / EXPORT_FACTS).read_text())
+    (broken / EXPORT_FACTS).write_text(json.dumps(facts | {"checksums": file_checksums(broken)}))
     model = load(tiny_run, device="cpu")
     assert check_networks(model, onnx_export, size=SIZE).label_agreement >= 0.999
     with pytest.raises(DiffError, match="does not agree with the model"):
@@ -232,10 +235,12 @@ def test_what_is_no_model(onnx_export: Path, tiny_run: Path, tmp_path: Path) -> 
         "no such export": tmp_path / "nowhere",
         "there is no export.json here": tmp_path / "empty",
         "an export for diffcli itself": tmp_path / "for-diffcli",
-        "step.onnx: cannot be loaded": damaged("a", cut("step.onnx")),
+        "step.onnx: damaged: its checksum": damaged("a", cut("step.onnx")),
         "export.json: it is damaged": damaged("b", cut("export.json")),
-        "noise.npy: missing or damaged": damaged("c", lambda folder: (folder / "noise.npy").unlink()),
-        "step.onnx: this part of the export is missing": damaged(
+        "noise.npy: a file of this export cannot be read": damaged(
+            "c", lambda folder: (folder / "noise.npy").unlink()
+        ),
+        "step.onnx: a file of this export cannot be read": damaged(
             "d", lambda folder: (folder / "step.onnx").unlink()
         ),
     }
