@@ -52,7 +52,7 @@ RUNNABLE = {
 """README's commands that need nothing but the quickstart's run, and what shortens them here."""
 
 
-def test_readme_commands_run(cli_in: Any, workplace: Path) -> None:
+def test_readme_commands_run(cli: Any, workplace: Path) -> None:
     shutil.copytree(workplace / "runs" / "quickstart", workplace / "runs" / "first")
     for folder in ("photos", "data"):
         (workplace / folder).mkdir()
@@ -62,7 +62,7 @@ def test_readme_commands_run(cli_in: Any, workplace: Path) -> None:
     for start, shortened in RUNNABLE.items():
         [line, *_] = [line for line in lines if line.startswith(start)]
         words = shlex.split(line.replace("/data", str(workplace / "data")))[1:]
-        done = cli_in(*words, *shortened, cwd=workplace)
+        done = cli(*words, *shortened, cwd=workplace)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     with Image.open(workplace / "masks" / "0.png") as mask:
         assert (mask.mode, mask.size) == ("P", (256, 128))
