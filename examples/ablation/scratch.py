@@ -187,7 +187,7 @@ class Training:
             warmup_iterations=train.warmup_iterations,
         )
         logits = self.network(to_model_range(batch.images).to(self.device))
-        labels = batch.labels.to(self.device)
+        labels = batch.labels.to(self.device).long()
         loss = segmentation_loss(logits, labels, average=train.loss.average, class_weights=self.class_weights)
         if not torch.isfinite(loss):
             raise TrainingError(

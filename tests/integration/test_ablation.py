@@ -120,7 +120,7 @@ def test_an_interrupted_training_goes_on(
     """Stopped after its first checkpoint, it ends as it would have without."""
     import scratch
 
-    from diffcli.commands import train
+    from diffcli.training import loop
 
     def folder() -> Path:
         return tmp_path / f"{row}-2it-seed0"
@@ -144,7 +144,7 @@ def test_an_interrupted_training_goes_on(
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_step", interrupted(train.training_step))
+        patch.setattr(loop, "training_step", interrupted(loop.training_step))
         patch.setattr(scratch.Training, "_step", interrupted(scratch.Training._step))
         with pytest.raises(KeyboardInterrupt):
             start(row, budgets="2")
