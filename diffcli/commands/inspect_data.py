@@ -1,4 +1,4 @@
-"""`diff data inspect`: what lies in a set of images and labels, and all that is wrong with it, before training starts.
+"""`diff data inspect`: what a set of images and labels holds, and all that is wrong with it, before training starts.
 
 A sample that cannot be used never stops the others from being looked at; at the end it makes the exit code 1.
 """
@@ -57,11 +57,18 @@ def run(request: Request) -> None:
     entries = _entries(request.domains, request.root, config)
     if request.split is not None:
         entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
-    opened = [one for entry in entries for one in _open_splits(entry, model)]
+    problems: list[str] = []
+    opened = []
+    for entry in entries:
+        try:
+            opened += list(_open_splits(entry, model))
+        except DataError as error:
+            if len(entries) == 1:
+                raise
+            problems.append(str(error))
     _refuse_inside(output, [one for _, one in opened])
     check_writable(output)
     records: list[dict[str, Any]] = []
-    problems: list[str] = []
     for name, one in opened:
         found = _survey(name, one)
         picture = _picture_path(output, name, taken=[record["picture"] for record in records])
@@ -143,7 +150,7 @@ def _refuse_inside(output: Path, domains: Sequence[Domain]) -> None:
         for files in filter(None, (images, labels)):
             if _common_folder(files).resolve() in (here, *here.parents):
                 raise DataError(
-                    "this lies inside the dataset", where=str(output), hint="choose another folder with -o"
+                    "this is inside the dataset", where=str(output), hint="choose another folder with -o"
                 )
 
 
