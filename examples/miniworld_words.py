@@ -214,38 +214,55 @@ def attention_layers(unet: UNet2DConditionModel) -> list[tuple[nn.LayerNorm, Att
     return pairs + [(block.norm2, block.attn2) for block in blocks]
 
 
+CELL = 8
+"""Side, in latent points, of the crops whose classes are known: 32 pixels, one point of the coarsest level."""
+
+
 @dataclass(frozen=True)
 class Glimpses:
-    """Crops of one size as each attention to the text sees them, with the empty prompt."""
+    """Pictures as each attention to the text sees them with the empty prompt, cut to crops of CELL x CELL latents."""
 
-    hidden: list[Tensor]  # a layer: (B, points, width) float16, before normalisation
-    present: Tensor  # (B, CLASSES) bool
-    absent: Tensor  # (B, CLASSES) bool
+    hidden: list[Tensor]  # a layer: (B, crops, points, width) float16, before normalisation
+    present: Tensor  # (B, crops, CLASSES) bool
+    absent: Tensor  # (B, crops, CLASSES) bool
 
 
 @torch.no_grad()
-def look(
-    unet: UNet2DConditionModel, empty: Tensor, scenes: Scenes, *, count: int, crop: tuple[int, int], key: list[int]
-) -> Glimpses:
-    """`count` crops, at timesteps as the method visits them and some later ones."""
+def look(unet: UNet2DConditionModel, empty: Tensor, scenes: Scenes, *, count: int, key: list[int]) -> Glimpses:
+    """`count` whole pictures, at timesteps as the method visits them and some later ones."""
     rng, scheduler = np.random.default_rng(key), build_scheduler()
+    height, width = scenes.latents.shape[-2:]
     seen: list[list[Tensor]] = [[] for _ in attention_layers(unet)]
     hooks = [
-        norm.register_forward_pre_hook(lambda _, inputs, kept=kept: kept.append(inputs[0].half()))
+        norm.register_forward_pre_hook(
+            lambda _, inputs, kept=kept: kept.append(cut(inputs[0], height, width).half())
+        )
         for kept, (norm, _) in zip(seen, attention_layers(unet), strict=True)
     ]
     shares = []
-    for _ in tqdm(range(count // 16), desc=f"look {crop}", mininterval=10):
-        found = [scenes.crop(rng, crop, int(rng.integers(CLASSES))) for _ in range(16)]
+    for _ in tqdm(range(count // 4), desc="look", mininterval=10):
+        found = [scenes.crop(rng, (height, width), int(rng.integers(CLASSES))) for _ in range(4)]
         latents = torch.from_numpy(np.stack([part for part, _, _ in found])).float()
-        shares += [share for _, share, _ in found]
-        times = torch.from_numpy(np.where(rng.random(16) < 0.7, rng.integers(0, 161, 16), rng.integers(0, 800, 16)))
+        for _, _, index in found:
+            label = scenes.labels[index, :, ::-1] if index % 2 else scenes.labels[index]
+            cells = label.reshape(height // CELL, 4 * CELL, width // CELL, 4 * CELL).swapaxes(1, 2)
+            cells = cells.reshape(-1, (4 * CELL) ** 2)
+            shares.append(np.stack([np.bincount(cell, minlength=256)[:CLASSES] / cell.size for cell in cells]))
+        times = torch.from_numpy(np.where(rng.random(4) < 0.7, rng.integers(0, 161, 4), rng.integers(0, 800, 4)))
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-        unet(scheduler.add_noise(latents, noise, times), times, empty.expand(16, -1, -1))
+        unet(scheduler.add_noise(latents, noise, times), times, empty.expand(4, -1, -1))
     for hook in hooks:
         hook.remove()
     share = torch.from_numpy(np.stack(shares))
     return Glimpses([torch.cat(kept) for kept in seen], share >= PRESENT, share == 0)
+
+
+def cut(tokens: Tensor, height: int, width: int) -> Tensor:
+    """(B, N, C) points of pictures of height x width latents, at any level, to (B, crops, points, C)."""
+    scale = round((height * width / tokens.shape[1]) ** 0.5)
+    rows, columns, side = height // CELL, width // CELL, CELL // scale
+    cells = tokens.reshape(len(tokens), rows, side, columns, side, -1).transpose(2, 3)
+    return cells.reshape(len(tokens), rows * columns, side * side, -1)
 
 
 def where_loss(logits: Tensor, others: Tensor, present: Tensor, absent: Tensor) -> Tensor:
@@ -271,7 +288,7 @@ def train_where(
     unet: UNet2DConditionModel,
     tokenizer: CLIPTokenizer,
     encoder: CLIPTextModel,
-    glimpses: list[Glimpses],
+    glimpses: Glimpses,
     *,
     steps: int,
     rate: float,
@@ -294,14 +311,14 @@ def train_where(
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.01)
     for step in tqdm(range(steps), desc="where", mininterval=10):
         rng = np.random.default_rng([seed, 10, step])
-        glimpse = glimpses[step % len(glimpses)]
-        chosen = torch.from_numpy(rng.permutation(len(glimpse.present))[:32])
-        present, absent = glimpse.present[chosen], glimpse.absent[chosen]
+        chosen = torch.from_numpy(rng.permutation(len(glimpses.present))[:4])
+        present, absent = glimpses.present[chosen].flatten(0, 1), glimpses.absent[chosen].flatten(0, 1)
         found, moved = [], []
-        for (norm, attention), old, hidden in zip(layers, before, glimpse.hidden, strict=True):
+        for (norm, attention), old, hidden in zip(layers, before, glimpses.hidden, strict=True):
             with torch.no_grad():
-                points = norm(hidden[chosen].float())
-                kept = old(points, empty.expand(len(points), -1, -1))
+                points = norm(hidden[chosen].flatten(0, 1).float())
+                sample = points[step % 4 :: 4]
+                kept = old(sample, empty.expand(len(sample), -1, -1))
             query = split_heads(attention.to_q(points), attention.heads)
             key = split_heads(attention.to_k(torch.cat([empty[0], words])[None]), attention.heads)
             logits = query @ key.transpose(-1, -2) * attention.scale  # (B, heads, points, tokens)
@@ -310,7 +327,8 @@ def train_where(
             others = torch.cat([nothing[..., :1], nothing[..., 2:]], dim=-1).logsumexp(-1)
             found.append(where_loss(own, others, present, absent))
             value = split_heads(attention.to_v(empty), attention.heads)
-            output = attention.to_out[0]((nothing.softmax(-1) @ value).transpose(1, 2).flatten(2))
+            weights = nothing[step % 4 :: 4].softmax(-1)
+            output = attention.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
             moved.append((output - kept).square().mean() / kept.square().mean())
         optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 30) * (1 - 0.9 * step / steps)
         optimizer.zero_grad()
@@ -422,10 +440,8 @@ def speaking_parts(unet: UNet2DConditionModel) -> nn.ModuleDict:
 
 
 def shape_of(step: int) -> tuple[int, tuple[int, int]]:
-    """Pairs and crop (in latent points) of a step: mostly 64x64 pixels, also 32x32 and whole pictures."""
-    if step % 8 == 3:
-        return 2, (32, 64)
-    return (16, (8, 8)) if step % 4 == 2 else (8, (16, 16))
+    """Pairs and crop (in latent points) of a step: 64x64 pixels, every fourth time whole pictures."""
+    return (2, (32, 64)) if step % 4 == 3 else (8, (16, 16))
 
 
 def train_words(
@@ -451,12 +467,9 @@ def train_words(
         with torch.no_grad():
             empty = before["text_encoder"](tokens_of(tokenizer, [""]))[0]
         train_text(model["text_encoder"], tokenizer, empty=empty[0], steps=text_steps, seed=seed)
-        glimpses = [
-            look(unet, empty, scenes, count=count, crop=crop, key=[seed, 11, count])
-            for count, crop in ((960, (16, 16)), (1280, (8, 8)))
-        ]
+        glimpses = look(unet, empty, scenes, count=200, key=[seed, 11])
         train_where(
-            unet, tokenizer, model["text_encoder"], glimpses, steps=where_steps, rate=3e-3, seed=seed
+            unet, tokenizer, model["text_encoder"], glimpses, steps=where_steps, rate=4e-3, seed=seed
         )
         torch.save(model.state_dict(), work / "where.pt")
     model["text_encoder"].requires_grad_(False)

@@ -404,7 +404,7 @@ def main() -> None:
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument("--unet2-steps", type=int, default=5000)
-    parser.add_argument("--words-steps", type=int, default=4000)
+    parser.add_argument("--words-steps", type=int, default=600)
     parser.add_argument("--words-scenes", type=int, default=3200, help="scenes that `words` trains on")
     parser.add_argument("--start", type=Path, help="folder of a pipeline whose weights `words` starts from")
     parser.add_argument(
@@ -452,8 +452,8 @@ def main() -> None:
             load_scenes(options.work, "held_out"),
             steps=options.words_steps,
             text_steps=500,
-            where_steps=400,
-            rate=1e-3,
+            where_steps=300,
+            rate=2e-3,
             seed=options.seed,
         )
     if "export" in options.stages:
