@@ -9,20 +9,19 @@ maps = diffcli.DIFFBackbone.from_source("embedded")(images)  # four maps for ano
 
 TYPE_CHECKING = False  # as typing has it, whose import would be the slowest part of `import diffcli`
 if TYPE_CHECKING:
-    from diffcli.core.model import SegmentationModel, segment
-    from diffcli.feature_backbone import DIFFBackbone
-    from diffcli.inference import TrainedModel, load
+    from diffcli.api.backbone import DIFFBackbone
+    from diffcli.api.model import TrainedModel, load
+    from diffcli.core.model import SegmentationModel
 
 __version__ = "0.1.0"
 
-__all__ = ["DIFFBackbone", "SegmentationModel", "TrainedModel", "__version__", "load", "segment"]
+__all__ = ["DIFFBackbone", "SegmentationModel", "TrainedModel", "__version__", "load"]
 
 _HOMES = {
-    "DIFFBackbone": "diffcli.feature_backbone",
+    "DIFFBackbone": "diffcli.api.backbone",
     "SegmentationModel": "diffcli.core.model",
-    "segment": "diffcli.core.model",
-    "TrainedModel": "diffcli.inference",
-    "load": "diffcli.inference",
+    "TrainedModel": "diffcli.api.model",
+    "load": "diffcli.api.model",
 }
 """Names that need PyTorch are imported when they are first used: `import diffcli` stays instant."""
 

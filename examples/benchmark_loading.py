@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig, Size
+from diffcli.classes import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
+from diffcli.config.size import Size
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
+from diffcli.data.domains import LABEL_IDS
 from diffcli.data.miniworld import render
 from diffcli.data.statistics import class_statistics
-from diffcli.domains import CITYSCAPES_ID_OF_TRAIN_ID, IGNORE_ID, LABEL_IDS
 
 SIZE = Size(1914, 1052)
 PAIRS = 12
@@ -104,7 +107,7 @@ def print_stages(samples: TrainingSet, count: int) -> None:
 
 def training_set(root: Path) -> TrainingSet:
     """The pairs under the published recipe."""
-    domain = open_domain(DomainConfig(domain="gta5", root=root, resize=Size(1280, 720)), purpose="train")
+    domain = open_domain(domain_config("gta5", root=root, resize=Size(1280, 720)), purpose="train")
     return TrainingSet(
         domain,
         augmentation=AugmentationConfig(),

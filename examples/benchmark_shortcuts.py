@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.commands.bench import default_config
-from diffcli.config import InversionConfig, ModelConfig
+from diffcli.bench.plan import default_config
+from diffcli.config.settings import InversionConfig, ModelConfig
+from diffcli.config.size import parse_size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.ipkl import extract_pair
 from diffcli.core.model import SegmentationModel, build_model
@@ -31,9 +32,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each side, at least")
     parser.add_argument("--seconds", type=float, default=3.0, help="of turns, at least")
     parser.add_argument("--schedule", default="five", help="of the lines that need whole images")
-    parser.add_argument("--compile", action="store_true", help="train.compile too, which takes a minute more")
+    parser.add_argument(
+        "--compile", action="store_true", help="runtime.compile too, which takes a minute more"
+    )
     options = parser.parse_args()
-    width, height = map(int, options.size.split("x"))
+    width, height = parse_size(options.size)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {width}x{height}\n", flush=True)
     print(f"{'shortcut':<58}{'without':>10}{'with':>10}{'ratio':>8}", flush=True)
     model = build_model(_config(options.schedule))
@@ -120,7 +123,7 @@ def shortcuts(model: SegmentationModel, image: Tensor, *, compiled: bool) -> Ite
         other = build_model(model.config)
         other.compile()
         yield (
-            "inference: train.compile",
+            "inference: runtime.compile",
             lambda: model.logits(image, identities=NAMES),
             lambda: other.logits(image, identities=NAMES),
         )

@@ -15,8 +15,8 @@ from torch.nn import functional
 from diffcli.config import BackboneConfig, DomainConfig
 from diffcli.core.loading import load_backbone
 from diffcli.data.miniworld import (
+    APPEARANCES,
     DOMAIN_RANGES,
-    DOMAINS,
     PARAMETERS,
     PRETRAINING_RANGES,
     render,
@@ -151,7 +151,7 @@ def range_rows() -> list[str]:
     rows = []
     for name in PARAMETERS:
         trained = ", ".join(f"{low:g}..{high:g}" for low, high in PRETRAINING_RANGES[name])
-        held = sorted({DOMAIN_RANGES[domain][name] for domain in DOMAINS})
+        held = sorted({DOMAIN_RANGES[domain][name] for domain in APPEARANCES})
         rows.append(f"| {name} | {trained} | {', '.join(f'{low:g}..{high:g}' for low, high in held)} |")
     return rows
 
@@ -171,7 +171,7 @@ def write_card(work: Path, out: Path, *, seed: int, random: UNet2DConditionModel
     """Measure the pipeline in `out` and write README.md and samples.png beside it."""
     pipeline = StableDiffusionPipeline.from_pretrained(out).to(dtype=torch.float32)
     cv2.imwrite(str(out / "samples.png"), sample_sheet(pipeline, seed)[..., ::-1])
-    rows = [reconstruction_row(pipeline.vae, domain) for domain in ("held-out", *DOMAINS)]
+    rows = [reconstruction_row(pipeline.vae, domain) for domain in ("held-out", *APPEARANCES)]
     parameters = sum(parameter.numel() for parameter in pipeline.unet.parameters()) / 1e6
     megabytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     text = CARD.format(

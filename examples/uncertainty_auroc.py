@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli import console
+from diffcli.classes import IGNORE_ID
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.domains import IGNORE_ID
 from diffcli.errors import DiffError
-from diffcli.inference import network_image, open_run, wanted_domains
-from diffcli.prediction import Predictor
-from diffcli.runs import RUNS, find_run
-from diffcli.sources import Job, Read
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
+from diffcli.prediction.inputs import Job, Read
+from diffcli.prediction.segmenter import Segmenter, at_network_size
+from diffcli.prediction.trained import TrainedNetwork
+from diffcli.runs.folder import RUNS, find_run
+from diffcli.runs.opening import open_run
+from diffcli.runtime import console
 
 Counts = NDArray[np.int64]
 SHIFT = 14
@@ -38,14 +40,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, help="images a domain")
     options = parser.parse_args()
     trained = open_run(find_run(options.run, runs=RUNS))
-    entries = wanted_domains(trained, options.domain, None, otherwise=trained.config.data.eval)
+    entries = wanted_domains(trained, DomainChoice(names=options.domain))
     model = trained.load_model()
-    predictor = Predictor(model, trained.config.eval, samples=options.samples, confidence=True)
+    settings = trained.config.eval
+    network = TrainedNetwork(model, settings, samples=options.samples)
+    segmenter = Segmenter(network, settings, confidence=True)
     rows = []
     for entry in entries:
         limited = entry.model_copy(update={"limit": options.images})
         domain = open_domain(limited, purpose="eval", classes=model.config.classes)
-        rows.append([domain.name, *measure(domain, predictor)])
+        rows.append([domain.name, *measure(domain, segmenter)])
     console.table(
         f"{options.samples} draws of noise, {options.images} images a domain: AUROC against wrong pixels",
         ["domain", "wrong %", "disagreement", "1 - confidence"],
@@ -54,15 +58,15 @@ def main() -> None:
     )
 
 
-def measure(domain: Domain, predictor: Predictor) -> tuple[float, float, float]:
+def measure(domain: Domain, segmenter: Segmenter) -> tuple[float, float, float]:
     """(share of wrong pixels in percent, AUROC of the disagreement, AUROC of 1 - confidence)."""
     counts = np.zeros((2, 2, BINS), dtype=np.int64)  # score, right or wrong, value
     with console.progress(domain.name, len(domain), unit="images") as bar:
         for index in range(len(domain)):
             image, label = domain.load(index)
             job = Job(Path(domain.identity(index)), Path("unwritten.png"))
-            seen = network_image(image, predictor.settings.size)
-            [planes] = predictor.predict([Read(job, seen, label.shape, None, None)])
+            seen = at_network_size(image, segmenter.settings.size)
+            [planes] = segmenter.segment([Read(job, seen, label.shape, None, None)])
             assert planes.uncertainty is not None
             assert planes.confidence is not None
             known = label != IGNORE_ID

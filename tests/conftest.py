@@ -1,25 +1,51 @@
-"""What every test shares: the command line as a real process, and one compute thread."""
+"""What every test shares: the command line, here or as a process of its own; markers; tests/fixtures."""
 
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+INTEGRATION = ROOT / "tests" / "integration"
 
-CLI = Callable[..., "subprocess.CompletedProcess[str]"]
+pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
+
+Done = subprocess.CompletedProcess[str]
+CLI = Callable[..., Done]
 
 
 def pytest_configure() -> None:
-    """One thread a process: machines are shared, and results do not depend on the number of cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    """One thread a process, for machines are shared; 80 columns, as in a pipe."""
+    os.environ.update(OMP_NUM_THREADS="1", COLUMNS="80")
     import torch
+    from hypothesis import settings
 
     torch.set_num_threads(1)
+    settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+    settings.register_profile("local", deadline=None)
+    settings.load_profile("ci" if "CI" in os.environ else "local")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests/integration; run `nightly` tests only when -m names them; skip `cuda` tests without a GPU."""
+    import torch
+
+    for item in items:
+        if INTEGRATION in item.path.parents:
+            item.add_marker("integration")
+        if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    if "nightly" not in config.option.markexpr:
+        nightly = [item for item in items if item.get_closest_marker("nightly")]
+        config.hook.pytest_deselected(items=nightly)
+        items[:] = [item for item in items if item not in nightly]
 
 
 @pytest.fixture(scope="session")
@@ -27,15 +53,15 @@ def repository() -> Path:
     return ROOT
 
 
-def run_cli(
+def run_process(
     *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
-) -> "subprocess.CompletedProcess[str]":
+) -> Done:
     """`diff ...` as its own process, in a pipe of 80 columns."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:diffcli", "-m", "diffcli", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **(env or {})},
+        env={**os.environ, "PYTHONPATH": path, **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -46,17 +72,36 @@ def run_cli(
 
 @pytest.fixture(scope="session")
 def cli_in() -> CLI:
-    """Run `diff ...` in a folder of the caller's: cli_in("check", file, cwd=folder)."""
-    return run_cli
+    """Run `diff ...` as its own process in a folder of the caller's: cli_in("check", file, cwd=folder)."""
+    return run_process
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> CLI:
-    """Run `diff ...` in an empty folder as its own process, in a pipe: cli("check", file, env={...}, cwd=...)."""
+def cli_process(tmp_path: Path) -> CLI:
+    """Run `diff ...` as its own process in an empty folder: what only a fresh interpreter shows."""
+    return partial(run_process, cwd=tmp_path)
 
-    def run(
-        *arguments: object, cwd: Path | None = None, **options: Any
-    ) -> "subprocess.CompletedProcess[str]":
-        return run_cli(*arguments, cwd=cwd or tmp_path, **options)
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CLI:
+    """Run `diff ...` from its error boundary on, in this process: cli("check", file, env={...}, cwd=...).
+
+    Seconds cheaper than `cli_process`: torch is imported already, and warnings are errors.
+    """
+
+    def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Done:
+        words = [str(word) for word in arguments]
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", ["diff", *words])
+            patch.chdir(cwd or tmp_path)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            from diffcli.cli.main import main
+
+            with pytest.raises(SystemExit) as end:
+                main()
+        texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+        return subprocess.CompletedProcess(words, int(end.value.code or 0), *texts)
 
     return run

@@ -1,4 +1,4 @@
-"""Imports point one way (design): cli -> commands -> evaluation -> core | data -> config, domains, errors, files."""
+"""The rooms of the package and the order of imports (diffcli/ARCHITECTURE.md), held as one closed list."""
 
 import ast
 from collections.abc import Iterator
@@ -9,94 +9,79 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "diffcli"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+ROOMS = (
+    *("__main__", "__init__", "cli", "commands", "bench", "training", "api", "export", "evaluation"),
+    *("prediction", "runs", "core", "backbone", "drawing", "data", "runtime", "config"),
+    *("files", "errors", "classes"),
+)
+"""Every room and every file at the root, from the top down: each may import itself and what stands behind it."""
+
 TERMINAL = {"rich", "typer", "tqdm"}
 IMAGES = {"cv2", "PIL"}
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "cv2", "PIL", "numpy"}
-FORBIDDEN: dict[str, set[str]] = {
-    "core": {
-        *TERMINAL,
-        *IMAGES,
-        "accelerate",
-        "diffcli.data",
-        "diffcli.commands",
-        "diffcli.cli",
-        "diffcli.console",
-    },
-    "data": {
-        *TERMINAL,
-        *("diffusers", "transformers", "accelerate"),
-        *("diffcli.core", "diffcli.commands", "diffcli.cli", "diffcli.console"),
-    },
-    "commands": {"typer", "diffcli.cli", "diffcli.commands"},
-    **{
-        name: {*TERMINAL, "diffcli.cli", "diffcli.commands"}
-        for name in (
-            *("evaluation", "inference", "html_report", "score_report"),
-            *("any_image", "feature_backbone"),
-        )
-    },
-    "pictures": {*TERMINAL, "torch", "diffcli.core", "diffcli.data", "diffcli.cli", "diffcli.commands"},
-    "prediction": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
-    **{
-        name: {
-            *TERMINAL,
-            *("torch", "diffusers", "transformers", "diffcli.core", "diffcli.cli", "diffcli.commands"),
-            "diffcli.console",
-        }
-        for name in ("sources", "outputs", "coco", "writing", "video")
-    },
-    "segmenting": {*TERMINAL, "torch", "diffusers", "transformers", "diffcli.core", "diffcli.commands"},
-    "exported": {
-        *TERMINAL,
-        *("torch", "diffusers", "transformers", "diffcli.cli", "diffcli.commands", "diffcli.console"),
-    },
-    "network_export": {*TERMINAL, "diffcli.cli", "diffcli.commands"},
-    **{
-        name: {
-            *HEAVY,
-            *TERMINAL,
-            "diffcli.core",
-            "diffcli.data",
-            "diffcli.commands",
-            "diffcli.cli",
-            "diffcli.console",
-        }
-        for name in (
-            *("config", "config_file", "yaml_tree", "domains", "errors", "files", "runs", "weights"),
-            *("model_card", "model_hub"),
-        )
-    },
-    "distributed": {
-        *HEAVY,
-        *TERMINAL,
-        *("diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli", "diffcli.console"),
-    },
-    "console": {*HEAVY, "typer", "diffcli.core", "diffcli.data", "diffcli.commands", "diffcli.cli"},
-    "classic": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
+LIBRARIES = {"diffusers", "transformers", "accelerate"}
+HEAVY = {"torch", "numpy", *LIBRARIES, *IMAGES}
+
+NEVER: dict[str, set[str]] = {
     "__main__": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
-    "__init__": {*HEAVY, *TERMINAL, "pydantic", "yaml", "diffcli"},
+    "__init__": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
+    "cli": HEAVY,
+    "cli/classic.py": {*TERMINAL, "pydantic", "yaml", "diffcli"},
+    "commands": {"typer"},
+    "bench": TERMINAL,
+    "training": TERMINAL,
+    "api": TERMINAL,
+    "export": TERMINAL,
+    "export/runner.py": LIBRARIES,
+    "evaluation": TERMINAL,
+    "prediction": {*TERMINAL, *LIBRARIES},
+    "runs": {*TERMINAL, *IMAGES, *LIBRARIES},
+    "core": {*TERMINAL, *IMAGES, "accelerate", "transformers"},
+    "backbone": {*TERMINAL, *IMAGES},
+    "drawing": {*TERMINAL, *LIBRARIES, "torch"},
+    "data": {*TERMINAL, *LIBRARIES, "torch"},
+    "data/batches.py": {*TERMINAL, *LIBRARIES},
+    "runtime": {"typer", *IMAGES, *LIBRARIES},
+    "config": {*HEAVY, *TERMINAL},
+    "files": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
+    "errors": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
+    "classes": {*HEAVY, *TERMINAL, "pydantic", "yaml"},
 }
-"""A file of the package, or a folder of it -> what its files may never import."""
+"""A room, or a file that has a rule of its own, -> the libraries that it never imports, not even in a function."""
 
-AT_TOP_ONLY = {"__main__", "__init__", "distributed"}
-"""Files that may import such things inside a function, when they are asked for."""
+TYPER = {"cli"}
+"""The rooms that know Typer."""
 
-LIGHT_COMMANDS = ("check", "init", "domains", "doctor", "inspect_data")
-"""Commands that answer without loading a network."""
+AT_TOP: dict[str, set[str]] = {
+    "commands/check.py": {"torch", *LIBRARIES},
+    "commands/init.py": {"torch", *LIBRARIES},
+    "commands/domains.py": {"torch", *LIBRARIES},
+    "commands/doctor.py": {"torch", *LIBRARIES},
+    "commands/inspect_data.py": {"torch", *LIBRARIES},
+    "cli": {"pydantic", "diffcli.commands"},
+    "export/runner.py": {"torch"},
+    "runtime/console.py": {"torch"},
+    "runtime/distributed.py": {"torch"},
+    "runtime/signals.py": {"torch"},
+}
+"""A room or file -> what it imports only inside a function, when it is asked for."""
 
 
 def imports(path: Path, *, top_only: bool = False) -> Iterator[tuple[int, str]]:
     """(line, absolute dotted name) of every import in a file, those for the type checker alone left out."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
+    yield from imports_of(path.read_text(encoding="utf-8"), package, top_only=top_only)
+
+
+def imports_of(source: str, package: tuple[str, ...], *, top_only: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of every import in a module of `package`."""
+    tree = ast.parse(source)
     typing_only = {
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
-    nodes = ast.iter_child_nodes(tree) if top_only else ast.walk(tree)
-    package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
-    for node in nodes:
+    for node in ast.iter_child_nodes(tree) if top_only else ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.Import):
@@ -107,56 +92,93 @@ def imports(path: Path, *, top_only: bool = False) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
+def room_of(path: Path) -> str:
+    """The room in which a file of the package stands; a file at the root is a room by itself."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def goes_up(room: str, imported: str) -> bool:
+    """Whether a module of `room` that imports `imported` reaches above itself."""
+    parts = imported.split(".")
+    if parts[0] != "diffcli" or parts[1:] == ["__version__"]:
+        return False
+    target = parts[1] if len(parts) > 1 else "__init__"
+    return ROOMS.index(target if target in ROOMS else "__init__") < ROOMS.index(room)
+
+
 def is_within(name: str, forbidden: str) -> bool:
     return name == forbidden or name.startswith(f"{forbidden}.")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(path: Path) -> None:
-    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    found = imports(path, top_only=part in AT_TOP_ONLY)
-    allowed = "diffcli.classic" if part == "__main__" else ""
+def rules(table: dict[str, set[str]], path: Path) -> set[str]:
+    """The rule for a file: its own where there is one, else that of its room."""
+    own = path.relative_to(PACKAGE).as_posix()
+    return table.get(own, table.get(room_of(path), set()))
+
+
+def by_file(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert not [by_file(path) for path in FILES if room_of(path) not in ROOMS]
+
+
+def test_every_room_is_there_and_has_a_rule() -> None:
+    found = {room_of(path) for path in FILES}
+    assert found == set(ROOMS)
+    assert set(ROOMS) <= set(NEVER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_file)
+def test_imports_go_down_only(path: Path) -> None:
+    found = [f"{by_file(path)}:{line} {name}" for line, name in imports(path) if goes_up(room_of(path), name)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_file)
+def test_a_room_keeps_its_rule(path: Path) -> None:
+    never, at_top = rules(NEVER, path), rules(AT_TOP, path)
+    allowed = {"diffcli.cli"} if room_of(path) == "__main__" else set()
     bad = [
-        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        f"{by_file(path)}:{line} imports {name}"
+        for found, rule in ((imports(path), never), (imports(path, top_only=True), at_top))
         for line, name in found
-        for rule in FORBIDDEN.get(part, set())
-        if is_within(name, rule) and not (allowed and is_within(name, allowed))
+        if any(is_within(name, one) for one in rule) and not any(is_within(name, one) for one in allowed)
     ]
     assert not bad, "\n".join(bad)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_click_is_typers_own_affair(path: Path) -> None:
-    assert not [name for _, name in imports(path) if is_within(name, "click") or "._click" in name]
+@pytest.mark.parametrize("path", FILES, ids=by_file)
+def test_only_the_command_line_knows_typer(path: Path) -> None:
+    found = {name for _, name in imports(path)}
+    assert room_of(path) in TYPER or not [name for name in found if is_within(name, "typer")]
+    assert not [name for name in found if is_within(name, "click") or "._click" in name]
 
 
-@pytest.mark.parametrize("name", LIGHT_COMMANDS)
-def test_light_commands_import_no_network(name: str) -> None:
-    heavy = {"torch", "diffusers", "transformers", "accelerate", "diffcli.core"}
-    found = [n for _, n in imports(PACKAGE / "commands" / f"{name}.py", top_only=True)]
-    assert not [n for n in found for rule in heavy if is_within(n, rule)]
+def test_the_miniature_world_has_one_door() -> None:
+    inside = PACKAGE / "data" / "miniworld"
+    behind = [
+        f"diffcli.data.miniworld.{path.stem}" for path in inside.glob("*.py") if path.stem != "__init__"
+    ]
+    bad = [
+        f"{by_file(path)}:{line} {name}"
+        for path in FILES
+        if inside not in path.parents
+        for line, name in imports(path)
+        if any(is_within(name, module) for module in behind)
+    ]
+    assert not bad, "\n".join(bad)
 
 
-def test_cli_imports_a_command_only_when_it_runs() -> None:
-    assert not [n for _, n in imports(PACKAGE / "cli.py", top_only=True) if is_within(n, "diffcli.commands")]
-
-
-def test_the_rules_bite(tmp_path: Path) -> None:
-    """A relative import, an import inside a function and a submodule are all seen."""
-    file = PACKAGE / "core" / "imaginary.py"
+def test_the_rules_bite() -> None:
+    """A relative import, an import inside a function and a submodule are all seen, and going up is refused."""
     source = "from ..data import dataset\ndef f():\n    import PIL.Image\n"
-    tree = {name for _, name in imports_of(source, file, tmp_path)}
-    assert tree == {"diffcli.data.dataset", "PIL.Image"}
-
-
-def imports_of(source: str, as_file: Path, tmp_path: Path) -> Iterator[tuple[int, str]]:
-    global PACKAGE
-    real = PACKAGE
-    PACKAGE = tmp_path / "diffcli"
-    try:
-        path = PACKAGE / as_file.relative_to(real)
-        path.parent.mkdir(parents=True)
-        path.write_text(source)
-        yield from imports(path)
-    finally:
-        PACKAGE = real
+    assert {name for _, name in imports_of(source, ("diffcli", "core"))} == {
+        "diffcli.data.dataset",
+        "PIL.Image",
+    }
+    assert goes_up("core", "diffcli.runs.folder.LAST")
+    assert goes_up("core", "diffcli.load")
+    assert not goes_up("core", "diffcli.data.dataset")
+    assert not goes_up("core", "diffcli.__version__")

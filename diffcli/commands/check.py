@@ -1,35 +1,20 @@
-"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network.
-
-A cost is counted in U-Net evaluations of one image (method section 5). Where the conditional branch runs, it depends on
-how many prompted classes an image holds, so that it is a span from none to all of them.
-"""
+"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from diffcli import console
-from diffcli.config import DataConfig, DomainConfig, EvalConfig, InversionConfig, RunConfig, Size, TrainConfig
-from diffcli.data.dataset import open_domain
+from diffcli.backbone.locate import describe_source
+from diffcli.config.domain import DomainConfig, MiniworldDomain
+from diffcli.config.settings import RunConfig, TrainConfig
+from diffcli.core.costs import count_costs, validations
+from diffcli.data.dataset import Domain, open_domain
+from diffcli.data.glance import empty_classes, glance
+from diffcli.data.skipped import tolerated
 from diffcli.errors import DiffError
-from diffcli.weights import describe_source
-
-
-class Cost(NamedTuple):
-    """U-Net evaluations, at least and at most."""
-
-    least: int
-    most: int
-
-    def times(self, count: int) -> "Cost":
-        return Cost(self.least * count, self.most * count)
-
-    def plus(self, other: "Cost") -> "Cost":
-        return Cost(self.least + other.least, self.most + other.most)
-
-    def __str__(self) -> str:
-        return f"{self.least:,}" if self.least == self.most else f"{self.least:,} to {self.most:,}"
+from diffcli.runtime import console
+from diffcli.runtime.words import counted
+from diffcli.training.selection import select, with_held_out
 
 
 @dataclass(frozen=True)
@@ -41,81 +26,94 @@ class Found:
     domain: str
     samples: int
     labels: int
+    split: str
+    """Which split; empty for a set without splits."""
     without_label: int
     without_image: int
     place: str
     """Folder of the images; empty for a rendered domain."""
 
 
-def run(config: RunConfig, *, config_name: str, json: bool = False) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff check` is asked for."""
+
+    config: RunConfig
+    config_name: str
+    """Name of the YAML, which names the run where `config.name` does not."""
+
+
+def run(request: Request) -> None:
     """Print what a run would do and cost.
 
     Raises:
         DiffError: the diffusion model or a domain is missing or wrong; each is named.
     """
-    found, faults = find_data(config.data, classes=config.model.classes)
+    config, config_name = with_held_out(request.config), request.config_name
+    found, faults, notes, chosen = find_data(config)
     try:
-        backbone = describe_source(config.model.backbone)
+        backbone = describe_source(config.model.backbone, last_timestep=config.model.inversion.last_timestep)
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
     costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
-    if json:
-        record = {
-            "name": config.name or config_name,
-            "backbone": backbone,
-            "domains": [asdict(one) for one in found],
-            "faults": [str(fault) for fault in faults],
-            "validations": validations(config.train),
-            "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
-        }
-        console.print_json(record)
-    else:
-        console.table("data", ["use", "domain", "samples", "labels", "unpaired", "where"], map(_row, found))
-        console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone))
-        title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
-        console.table(
-            f"\n{title}", ["", ""], [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
-        )
+    record = {
+        "name": config.name or config_name,
+        "backbone": backbone,
+        "domains": [asdict(one) for one in found],
+        "faults": [str(fault) for fault in faults],
+        "notes": notes,
+        "best_checkpoint": chosen,
+        "validations": validations(config.train),
+        "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
+    }
+    console.print_record(record)
+    headings = ["use", "domain", "split", "samples", "labels", "unpaired", "where"]
+    console.table("data", headings, map(_row, found))
+    console.table("\nwhat would run", ["", ""], _plan(config, config_name, backbone, chosen))
+    title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
+    rows = [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
+    console.table(f"\n{title}", ["", ""], rows)
+    for note in notes:
+        console.warn(note)
     if faults:
         raise _joined(faults)
 
 
-def count_costs(config: RunConfig, *, images: int) -> dict[str, Cost]:
-    """U-Net evaluations by what they are spent on; `images` are those of all domains to evaluate on."""
-    train = config.train
-    sample = training_cost(train, _inversion(config))
-    training = sample.times(train.iterations * train.batch_size * train.gradient_accumulation)
-    image = evaluation_cost(config.eval, _inversion(config))
-    validation = image.times(images)
-    return {
-        "training_sample": sample,
-        "training": training,
-        "evaluated_image": image,
-        "validation": validation,
-        "total": training.plus(validation.times(validations(train))),
-    }
-
-
 def _row(one: Found) -> list[object]:
     unpaired = one.without_label + one.without_image
-    return [one.use, one.domain, one.samples, one.labels, unpaired, one.place or "rendered"]
+    where = one.place or "rendered"
+    return [one.use, one.domain, one.split or "-", one.samples, one.labels, unpaired, where]
 
 
-def find_data(data: DataConfig, *, classes: Sequence[str]) -> tuple[list[Found], list[DiffError]]:
-    """Every domain of the settings as found on disk, and what is wrong with those that are not there."""
-    found: list[Found] = []
+def find_data(config: RunConfig) -> tuple[list[Found], list[DiffError], list[str], str]:
+    """Every domain of the settings as found on disk, what is wrong, what is worth knowing, and what chooses the best.
+
+    A handful of labels of each is read, so that settings that pass do not fail in the first second of training.
+    """
+    data, found, opened = config.data, list[Found](), list[Domain]()
     faults: list[DiffError] = []
+    notes: list[str] = []
     for use, entry in [("train", data.train), *(("eval", entry) for entry in data.eval)]:
         try:
-            found.append(_find(entry, use=use, classes=classes))
+            domain = open_domain(
+                entry, purpose="train" if use == "train" else "eval", classes=config.model.classes
+            )
         except DiffError as error:
             faults.append(error)
-    return found, faults
+            continue
+        opened.append(domain)
+        found.append(_found(domain, use=use))
+        wrong, worth = _look_at(domain, entry, may_skip=use == "train" and data.on_error == "skip")
+        faults += wrong
+        notes += worth
+    if len(opened) != 1 + len(data.eval) or not data.eval:
+        return found, faults, notes, ""
+    selection = select(config, opened[0], opened[1:])
+    return found, faults, [*notes, *selection.overlaps()], selection.describe()
 
 
-def _find(entry: DomainConfig, *, use: str, classes: Sequence[str]) -> Found:
-    domain = open_domain(entry, purpose="train" if use == "train" else "eval", classes=classes)
+def _found(domain: Domain, *, use: str) -> Found:
     images = [sample.image for sample in domain.samples if sample.image is not None]
     labelled = sum(sample.label is not None or sample.scene is not None for sample in domain.samples)
     return Found(
@@ -123,10 +121,36 @@ def _find(entry: DomainConfig, *, use: str, classes: Sequence[str]) -> Found:
         domain=domain.name,
         samples=len(domain.samples),
         labels=labelled,
+        split=domain.split,
         without_label=len(domain.missing.labels),
         without_image=len(domain.missing.images),
         place=_common_folder(images),
     )
+
+
+def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[list[DiffError], list[str]]:
+    """What is wrong with a domain and what is worth knowing, from a handful of its labels."""
+    notes = []
+    if not isinstance(entry, MiniworldDomain) and entry.val_fraction and domain.split in ("train", "val"):
+        notes.append(
+            f"{domain.name}: val_fraction {entry.val_fraction} of seed {entry.val_seed} makes this its {domain.split} "
+            f"part of {len(domain)} samples"
+        )
+    look = glance(domain)
+    errors = look.errors
+    if may_skip and look.samples > len(errors) == len(look.faults) <= tolerated(len(domain)):
+        notes += [f"{fault.where}: {fault.message}; training draws others in its place" for fault in errors]
+        errors = []
+    if domain.missing.listed:
+        notes.append(
+            f"{domain.name}: {len(domain.missing.listed)} lines of the list name no image, the first: "
+            f"{domain.missing.listed[0]}"
+        )
+    if domain.archives:
+        notes.append(
+            f"{domain.name}: archives among the files that are not unpacked: {domain.archives[0].name}"
+        )
+    return errors, [*notes, *filter(None, [empty_classes(domain, look)])]
 
 
 def _common_folder(images: Sequence[Path]) -> str:
@@ -140,65 +164,13 @@ def _common_folder(images: Sequence[Path]) -> str:
     return str(Path(*first[:same]))
 
 
-def training_cost(train: TrainConfig, inversion: InversionConfig | None) -> Cost:
-    """U-Net evaluations of one training sample: both branches with IPKL."""
-    plain = _unconditional(inversion)
-    return plain.plus(_conditional(inversion)) if train.loss.ipkl else plain
-
-
-def evaluation_cost(settings: EvalConfig, inversion: InversionConfig | None) -> Cost:
-    """U-Net evaluations of one image; a sliding window over images of unknown size counts one window."""
-    plain, conditional = _unconditional(inversion), _conditional(inversion)
-    cost = {"none": plain, "labels": conditional, "prediction": plain.plus(conditional)}[settings.reference]
-    views = sum(_windows(settings, scale) for scale in settings.scales)
-    return cost.times(views * (2 if settings.flip else 1))
-
-
-def validations(train: TrainConfig) -> int:
-    """How often all domains are evaluated: at every interval and at the end."""
-    interval = train.validate_interval
-    return 1 + ((train.iterations - 1) // interval if interval else 0)
-
-
-def _windows(settings: EvalConfig, scale: float) -> int:
-    if settings.mode == "whole" or settings.size is None:
-        return 1
-    size = Size(round(settings.size.width * scale), round(settings.size.height * scale))
-    return _starts(size.width, settings.window.width, settings.stride.width) * _starts(
-        size.height, settings.window.height, settings.stride.height
-    )
-
-
-def _starts(length: int, window: int, stride: int) -> int:
-    """Windows along one side, the last one flush with the end."""
-    return 1 if length <= window else 1 + -(-(length - window) // stride)
-
-
-def _inversion(config: RunConfig) -> InversionConfig | None:
-    """How the U-Net runs; None where only the VAE's latent is read."""
-    return None if config.model.decoder.features == "latent" else config.model.inversion
-
-
-def _unconditional(inversion: InversionConfig | None) -> Cost:
-    count = inversion.evaluations(0) if inversion else 0
-    return Cost(count, count)
-
-
-def _conditional(inversion: InversionConfig | None) -> Cost:
-    """From an image without any prompted class to one that holds them all."""
-    if inversion is None:
-        return Cost(0, 0)
-    own = set(inversion.class_prompts.values()) - {inversion.prompt, inversion.negative_prompt}
-    return Cost(inversion.evaluations(0), inversion.evaluations(len(own)))
-
-
-def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[object]]:
+def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> list[list[object]]:
     """What would run, in words."""
     train, inversion, settings = config.train, config.model.inversion, config.eval
     schedule = inversion.resolved_schedule()
     steps, saved = max(schedule.save_steps) + 1, len(schedule.save_steps)
     name = inversion.schedule if isinstance(inversion.schedule, str) else "custom"
-    crops = _counted(train.batch_size * train.gradient_accumulation, "crop")
+    crops = counted(train.batch_size * train.gradient_accumulation, "crop")
     branches = (
         f"both branches ({train.loss.consistency})" if train.loss.ipkl else "unconditional branch alone"
     )
@@ -210,19 +182,23 @@ def _plan(config: RunConfig, config_name: str, backbone: str) -> list[list[objec
     return [
         ["run folder", f"runs/{config.name or config_name}"],
         ["backbone", backbone],
-        ["schedule", f"{name}: {_counted(steps, 'step')}, features of {saved}"],
-        ["training", f"{_counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}"],
+        ["schedule", f"{name}: {counted(steps, 'step')}, features of {saved}"],
+        [
+            "training",
+            f"{counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}",
+        ],
         ["objective", branches],
         ["evaluation", ", ".join([_seen_at(config), *views])],
         ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
+        ["best checkpoint", chosen or "the last one: nothing is evaluated"],
     ]
 
 
 def _seen_at(config: RunConfig) -> str:
     entries = config.data.eval
-    own = sum(entry.eval_size is not None for entry in entries)
+    different = sum(entry.eval_size is not None for entry in entries)
     return f"at {config.eval.size or 'the size of each image'}" + (
-        f" ({own} of {_counted(len(entries), 'domain')} at sizes of their own)" if own else ""
+        f" ({different} of {counted(len(entries), 'domain')} at another size)" if different else ""
     )
 
 
@@ -231,10 +207,6 @@ def _when(train: TrainConfig) -> str:
     if count == 1:
         return "at the end"
     return f"every {train.validate_interval:,} iterations and at the end ({count} times)"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _joined(faults: list[DiffError]) -> DiffError:

@@ -1,77 +1,81 @@
 """`diff compare`: what several runs make of the same image, side by side, a row a domain."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
 from diffcli.data.dataset import Domain, open_domain
+from diffcli.drawing.figures import Compared, compared_picture
 from diffcli.errors import ConfigError
-from diffcli.evaluation import Shown, evaluate_sample
-from diffcli.figures import Compared, compared_picture
-from diffcli.files import write_atomically
-from diffcli.inference import OpenRun, open_run, wanted_domains
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
+from diffcli.evaluation.evaluator import Shown, evaluate_sample
+from diffcli.files import check_output, write_atomically
+from diffcli.prediction.trained import trained_segmenter
+from diffcli.runs.opening import OpenRun, open_run
+from diffcli.runtime import console
 
 
-def run(
-    runs: Sequence[Path],
-    *,
-    domains: str | None = None,
-    root: Path | None = None,
-    index: int | None = None,
-    output: Path = Path("compare.png"),
-    overrides: Sequence[str] = (),
-    device: str | None = None,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff compare` is asked for."""
+
+    runs: Sequence[Path]
+    """Run folders, exported folders or checkpoint files."""
+    domains: DomainChoice = field(default_factory=DomainChoice)
+    """The domains; by default the first run's data.eval."""
+    index: int | None = None
+    """Number of the image in its domain, from 0; None takes the middle one."""
+    output: Path = Path("compare.png")
+    """The PNG to write."""
+    overrides: Sequence[str] = ()
+    """Settings to change for every run, as in "eval.reference=prediction"."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+
+
+def run(request: Request) -> None:
     """Segment one image a domain with every run, with the same noise, and write image | truth | a column a run.
 
     The models are loaded one after the other: memory has to hold one.
 
-    Args:
-        runs: run folders, exported folders or checkpoint files.
-        domains: a name, "all" or a comma list; None takes the first run's own data.eval.
-        root: where the one named domain lies.
-        index: number of the image in its domain, from 0; None takes the middle one.
-        output: the PNG.
-        overrides: "eval.reference=prediction" and the like, for every run.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        json: print the scores as JSON instead of a table.
-
     Raises:
-        ConfigError: the runs know other classes, or there is no such image.
-        DiffError: see `open_run`, `open_domain` and `evaluate_sample`.
+        ConfigError: the runs have different classes, or there is no such image.
+        DiffError: the output may not be replaced or written; see also `open_run`, `open_domain`, `evaluate_sample`.
     """
+    check_output(request.output, suffixes=(".png",))
+    runs, overrides = request.runs, request.overrides
     seed = open_run(runs[0], overrides=overrides).config.model.inversion.seed
     opened = [open_run(path, overrides=[f"model.inversion.seed={seed}", *overrides]) for path in runs]
     _refuse_other_classes(opened)
     known = next((one.config.data.eval for one in opened if one.config.data.eval), ())
-    entries = wanted_domains(opened[0], domains, root, otherwise=known)
+    entries = wanted_domains(opened[0], request.domains, otherwise=known)
     targets = [
         open_domain(entry, purpose="eval", classes=opened[0].config.model.classes) for entry in entries
     ]
-    chosen = [_chosen(domain, index) for domain in targets]
+    chosen = [_chosen(domain, request.index) for domain in targets]
     shown = {
-        name: _predictions(one, targets, chosen, device=device)
+        name: _predictions(one, targets, chosen, device=request.device)
         for name, one in zip(_names(opened), opened, strict=True)
     }
     rows = [
-        _compared(domain, {name: own[i] for name, own in shown.items()}) for i, domain in enumerate(targets)
+        _compared(domain, {name: images[i] for name, images in shown.items()})
+        for i, domain in enumerate(targets)
     ]
-    with write_atomically(output) as temporary:
+    with write_atomically(request.output) as temporary:
         compared_picture(rows, model=opened[0].config.model).save(temporary, format="PNG")
-    _tell(rows, chosen, output=output, json=json)
+    _tell(rows, chosen, output=request.output)
 
 
 def _predictions(
     trained: OpenRun, domains: Sequence[Domain], chosen: Sequence[int], *, device: str | None
 ) -> list[Shown]:
     """One run's prediction on the chosen image of every domain; the model is let go of at the end."""
-    model = trained.load_model(device=device)
+    segmenter = trained_segmenter(trained.load_model(device=device), trained.config.eval)
     with console.progress(f"segment with {trained.name}", len(domains), unit="images") as bar:
         shown = []
         for domain, index in zip(domains, chosen, strict=True):
-            shown.append(evaluate_sample(model, domain, index, trained.config.eval))
+            shown.append(evaluate_sample(segmenter, domain, index))
             bar.update()
     return shown
 
@@ -124,14 +128,12 @@ def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
             )
 
 
-def _tell(rows: Sequence[Compared], chosen: Sequence[int], *, output: Path, json: bool) -> None:
-    if json:
-        told: list[dict[str, Any]] = [
-            {"name": row.domain, "image": row.identity, "index": index, "mean_iou": dict(row.iou)}
-            for row, index in zip(rows, chosen, strict=True)
-        ]
-        console.print_json({"picture": output, "domains": told})
-        return
+def _tell(rows: Sequence[Compared], chosen: Sequence[int], *, output: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"name": row.domain, "image": row.identity, "index": index, "mean_iou": dict(row.iou)}
+        for row, index in zip(rows, chosen, strict=True)
+    ]
+    console.print_record({"picture": output, "domains": records})
     columns = ["domain", "image", *rows[0].iou]
     table = [[row.domain, row.identity, *(100 * value for value in row.iou.values())] for row in rows]
     console.table("mean IoU of the image in percent (classes present)", columns, table)

@@ -1,20 +1,27 @@
 """`diff doctor`: what this machine has to run with, and what to do about what is missing."""
 
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import DEFAULT_BACKBONE, EMBEDDED
-from diffcli.runs import versions
-from diffcli.weights import cached_snapshot, embedded_folder
+from diffcli.backbone.locate import find_on_disk
+from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED
+from diffcli.runs.folder import versions
+from diffcli.runtime import console
+from diffcli.runtime.words import counted
 
 HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 """Diffusion models that people use by their hub id."""
 
 
-def run(*, json: bool = False) -> None:
+@dataclass(frozen=True)
+class Request:
+    """What `diff doctor` is asked for: nothing yet."""
+
+
+def run(request: Request) -> None:
     """Print device, precisions, memory, versions and weights; advice goes to stderr."""
     facts = {
         "versions": versions(),
@@ -23,17 +30,23 @@ def run(*, json: bool = False) -> None:
         "weights": _weights(),
         "extras": _extras(),
     }
-    if json:
-        console.print_json(facts)
-    else:
-        console.table("versions", ["", ""], facts["versions"].items())
-        console.table("\ndevices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
-        weights = [[one["model"], one["path"] or "-"] for one in facts["weights"]]
-        console.table("\nweights", ["model", "on this disk"], weights)
-        installed = [[name, "yes" if there else "-"] for name, there in facts["extras"].items()]
-        console.table("\ntrackers", ["package", "installed"], installed)
+    console.print_record(facts)
+    console.table("versions", ["", ""], facts["versions"].items())
+    console.table("\ndevices", ["device", "what", "GiB", "precisions"], _device_rows(facts))
+    weights = [[one["model"], _short(one["path"])] for one in facts["weights"]]
+    console.table("\nweights", ["model", "on this disk"], weights)
+    installed = [[name, "yes" if there else "-"] for name, there in facts["extras"].items()]
+    console.table("\ntrackers", ["package", "installed"], installed)
     for line in _advice(facts):
         console.say(line)
+
+
+def _short(path: Path | None) -> str:
+    """A folder as people write it: from the home folder, if it is in there."""
+    if path is None:
+        return "-"
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _devices() -> dict[str, Any]:
@@ -60,7 +73,7 @@ def _devices() -> dict[str, Any]:
         devices.append(
             {"device": "mps", "what": "Apple GPU", "memory_gib": None, "precisions": ["fp16", "float32"]}
         )
-    what = f"{torch.get_num_threads()} thread(s), {torch.backends.cpu.get_cpu_capability()}"
+    what = f"{counted(torch.get_num_threads(), 'thread')}, {torch.backends.cpu.get_cpu_capability()}"
     devices.append(
         {"device": "cpu", "what": what, "memory_gib": _memory()["total"], "precisions": ["float32", "bf16"]}
     )
@@ -88,8 +101,7 @@ def _memory() -> dict[str, float | None]:
 
 def _weights() -> list[dict[str, Any]]:
     """The embedded model and those of the hub cache."""
-    hub = [{"model": name, "path": cached_snapshot(name)} for name in HUB_MODELS]
-    return [{"model": EMBEDDED, "path": embedded_folder()}, *hub]
+    return [{"model": name, "path": find_on_disk(name)} for name in (EMBEDDED, *HUB_MODELS)]
 
 
 def _extras() -> dict[str, bool]:

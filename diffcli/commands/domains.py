@@ -1,28 +1,38 @@
-"""`diff domains`: which domains are known, and what of them lies on this disk."""
+"""`diff domains`: which domains are known, and which of them are on this disk."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
 from diffcli.data.roots import DATA_VARIABLE, Located, known_domains, locate
 from diffcli.errors import DataError
+from diffcli.runtime import console
 
 
-def run(*, root: Path | None = None, json: bool = False) -> None:
-    """Print every known domain with the images and labels found under `root`, or under DIFFCLI_DATA.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff domains` is asked for."""
+
+    root: Path | None = None
+    """Folder that holds one folder per domain; None takes DIFFCLI_DATA."""
+
+
+def run(request: Request) -> None:
+    """Print every known domain with the images and labels found on this disk.
 
     Raises:
-        DataError: `root` is no folder.
+        DataError: the root is not a folder.
     """
+    root = request.root
     if root is not None and not root.is_dir():
         raise DataError(
-            "there is no such folder", where=str(root), hint="give the folder that holds a folder a domain"
+            "there is no such folder",
+            where=str(root),
+            hint="give the folder that holds one folder per domain",
         )
     found = {one.spec.name: one for one in locate(root)}
-    if json:
-        console.print_json([_record(spec.name, found) for spec in known_domains()])
-        return
+    console.print_record([_record(spec.name, found) for spec in known_domains()])
     rows = [[spec.name, _on_disk(spec.name, found), spec.title] for spec in known_domains()]
     console.table("", ["domain", "on this disk", "what"], rows)
     data = root or os.environ.get(DATA_VARIABLE)
@@ -30,7 +40,7 @@ def run(*, root: Path | None = None, json: bool = False) -> None:
         console.say(f"looked in {data}/<domain>")
     else:
         console.say(
-            f"set {DATA_VARIABLE} to the folder that holds a folder a domain (/data for /data/cityscapes)"
+            f"set {DATA_VARIABLE} to the folder that holds one folder per domain (/data for /data/cityscapes)"
         )
 
 

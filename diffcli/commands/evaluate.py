@@ -1,94 +1,95 @@
 """`diff eval`: scores of trained runs on labelled domains: tables, a page, report.json, CSV, Markdown, a picture."""
 
-import csv
-import io
-import json as json_module
-from collections.abc import Sequence
+import errno
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from diffcli import __version__, console, distributed
-from diffcli.config import DomainConfig, EvalConfig
-from diffcli.core.model import SegmentationModel
+from diffcli import __version__
+from diffcli.commands.tables import print_report, print_table
+from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.evaluation import DomainScores, Shown, evaluate_domain, evaluate_sample
+from diffcli.evaluation.domains import DomainChoice, match_classes, wanted_domains
+from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain, evaluate_sample
+from diffcli.evaluation.html import html_report
+from diffcli.evaluation.parts import score_all
+from diffcli.evaluation.report import Report, build_report, write_picture
+from diffcli.evaluation.tables import comparison, csv_report, markdown, markdown_report
 from diffcli.files import write_text
-from diffcli.groups import score_all
-from diffcli.html_report import html_report
-from diffcli.inference import OpenRun, open_run, wanted_domains
-from diffcli.score_report import (
-    Table,
-    group_means,
-    markdown,
-    means_table,
-    print_blocks,
-    print_table,
-    report,
-    summary_table,
-    write_picture,
-)
+from diffcli.prediction.segmenter import Segmenter
+from diffcli.prediction.trained import trained_segmenter
+from diffcli.runs.folder import PICTURE, REPORT
+from diffcli.runs.opening import OpenRun, open_run
+from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
 
 
-def run(
-    runs: Sequence[Path],
-    *,
-    domains: str | None = None,
-    root: Path | None = None,
-    overrides: Sequence[str] = (),
-    output: Path | None = None,
-    device: str | None = None,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff eval` is asked for."""
+
+    runs: Sequence[Path]
+    """Run folders, exported folders or checkpoint files."""
+    domains: DomainChoice = field(default_factory=DomainChoice)
+    """The domains; by default each run's data.eval."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as in "eval.flip=true"."""
+    output: Path | None = None
+    """Folder of the reports; None takes RUN/eval/<time>."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+
+
+def run(request: Request) -> None:
     """Evaluate every run on every domain; print the tables and write a folder of reports for each run.
 
     Several runs are put into one table, which is also written with -o.
-
-    Args:
-        runs: run folders, exported folders or checkpoint files.
-        domains: a name, "all" or a comma list; None takes the run's own data.eval.
-        root: where the one named domain lies.
-        overrides: "eval.flip=true" and the like.
-        output: folder of the reports; None takes RUN/eval/<time>.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        json: print the reports on stdout instead of tables.
 
     Raises:
         ConfigError: several runs have one name, or other classes.
         DiffError: nothing could be evaluated; or, after all else is done and written, something could not.
     """
-    opened = [open_run(path, overrides=overrides) for path in runs]
+    output = request.output
+    opened = [open_run(path, overrides=request.overrides) for path in request.runs]
+    several = len(opened) > 1
     _refuse_equal_names(opened)
     _refuse_other_classes(opened)
     known = next((trained.config.data.eval for trained in opened if trained.config.data.eval), ())
-    wanted = [wanted_domains(trained, domains, root, otherwise=known) for trained in opened]
+    wanted = [wanted_domains(trained, request.domains, otherwise=known) for trained in opened]
     results = []
     for trained, entries in zip(opened, wanted, strict=True):
-        folder = distributed.from_main(partial(_output_folder, trained, output, several=len(opened) > 1))
-        result = _evaluate(trained, entries, folder=folder, device=device)
-        results.append(result)
-        with distributed.together():
-            if result.scores and distributed.is_main():
-                write_reports(result)
-        if not json:
-            _tell(result, heading=len(opened) > 1)
-    if json:
-        console.print_json(
-            {"runs": [result.report for result in results]} if len(opened) > 1 else results[0].report
-        )
-    elif len(opened) > 1:
-        print_blocks(comparison(results))
-    with distributed.together():
-        if output is not None and len(opened) > 1 and distributed.is_main():
-            write_text(output / "comparison.md", markdown(comparison(results)))
+        result = Result(trained)
+        domains = _open_domains(result, entries)
+        distributed.require_same([domain.samples for domain in domains], what="samples")
+        with _report_folder(trained, output, several=several) as folder:
+            _evaluate(result, domains, entries, device=request.device)
+            results.append(result)
+            with distributed.raise_together():
+                if result.scores and distributed.is_main_process():
+                    write_reports(result, folder)
+        if several:
+            console.say(f"run {trained.name}")
+        if result.scores:
+            print_report(result.report)
+            console.say(f"reports: {folder}")
+    reports = [result.report.as_json() for result in results]
+    console.print_record({"runs": reports} if several else reports[0])
+    if several:
+        table = comparison({result.run.name: result.report for result in results})
+        print_table(table)
+        with distributed.raise_together():
+            if output is not None and distributed.is_main_process():
+                write_text(output / "comparison.md", markdown(table))
     _raise_problems(results)
 
 
@@ -97,62 +98,38 @@ class Result:
     """One run's evaluation."""
 
     run: OpenRun
-    folder: Path
+    report: Report = field(init=False)
     scores: list[DomainScores] = field(default_factory=list)
     errors: list[DiffError] = field(default_factory=list)
     """Domains that could not be evaluated at all."""
-    report: dict[str, Any] = field(default_factory=dict)
     examples: list[list[tuple[str, Shown]]] = field(default_factory=list)
     """For the page: the worst images and the median one of each domain."""
 
 
-def comparison(results: Sequence[Result]) -> Table:
-    """Mean IoU over the classes present, in percent: a row a domain, a column a run."""
-    means = [{one.name: 100 * one.scores.mean_iou_present for one in result.scores} for result in results]
-    names = list(dict.fromkeys(name for own in means for name in own))
-    rows: list[list[object]] = [[name, *(own.get(name) for own in means)] for name in names]
-    everywhere = [name for name in names if all(name in own for own in means)]
-    averages = [_comparable_means(result, everywhere) for result in results]
-    footer: list[list[object]] = [
-        [f"mean over {title}", *(own[title] for own in averages)] for title in averages[0]
-    ]
-    title = "mean IoU in percent (classes present)"
-    return Table(title, ["domain", *(r.run.name for r in results)], rows, footer)
-
-
-def _comparable_means(result: Result, names: Sequence[str]) -> dict[str, float | None]:
-    """Means over groups of the domains that every run was scored on."""
-    groups = group_means([one for one in result.report["domains"] if one["name"] in names])
-    values = {one["name"]: one["mean_iou_present"] for one in groups}
-    return {title: None if value is None else 100 * value for title, value in values.items()}
-
-
-def write_reports(result: Result) -> None:
-    """Write report.html, .json, .csv and .md, and picture.png into the result's folder."""
-    model, scores = result.run.config.model, result.scores
-    write_text(result.folder / "report.json", json_module.dumps(result.report, indent=2, ensure_ascii=False))
-    write_text(result.folder / "report.csv", _csv(result.report))
-    write_text(result.folder / "report.md", _markdown(result))
-    page = html_report(result.report, scores, model=model, examples=result.examples)
-    write_text(result.folder / "report.html", page)
-    write_picture(result.folder / "picture.png", scores, model=model)
-
-
 def _evaluate(
-    trained: OpenRun, entries: Sequence[DomainConfig], *, folder: Path, device: str | None
-) -> Result:
-    """Evaluate one run on every domain that can be opened; what cannot is kept in `errors`."""
-    result = Result(trained, folder)
-    domains = _open_domains(result, entries)
-    distributed.require_same([domain.samples for domain in domains], what="samples")
-    distributed.from_main(lambda: _make_folder(folder))
+    result: Result, domains: Sequence[Domain], entries: Sequence[DomainConfig], *, device: str | None
+) -> None:
+    """Evaluate one run on the domains and build its report; a domain that cannot be scored is kept in `errors`."""
+    trained = result.run
     model, settings = trained.load_model(device=device), trained.config.eval
-    workers = trained.config.data.workers
+    segmenter = trained_segmenter(model, settings)
+    workers = resolve_data_workers(trained.config.runtime.data_workers)
+    matches = {}
+    for entry in entries:
+        match = match_classes(entry, model.config.classes)
+        if match is not None:
+            matches[entry.name or entry.domain] = match
+            console.say(f"{entry.name or entry.domain}: {match}")
 
     def score(domain: Domain) -> DomainScores | None:
         try:
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
-                return evaluate_domain(model, domain, settings, workers=workers, progress=bar.update)
+                return evaluate_domain(
+                    segmenter,
+                    domain,
+                    workers=workers,
+                    progress=bar.update,
+                )
         except DiffError as error:
             result.errors.append(error)
             console.warn(str(error))
@@ -161,16 +138,24 @@ def _evaluate(
     for domain, scores in zip(domains, score_all(domains, score), strict=True):
         if scores is not None:
             result.scores.append(scores)
-            examples = partial(_examples, model, domain, scores, settings)
-            result.examples.append(distributed.from_main(examples))
-    told = report(result.scores, model=model.config, settings=settings)
-    result.report = {**_about(trained, model), **told}
-    return result
+            result.examples.append(distributed.broadcast(partial(_examples, segmenter, domain, scores)))
+    result.report = build_report(
+        result.scores,
+        model=model.config,
+        settings=settings,
+        matches=matches,
+        diffcli=__version__,
+        run=str(trained.path),
+        checkpoint=trained.weights.name,
+        iteration=trained.checkpoint.info.get("iteration"),
+        backbone=model.config.backbone.source,
+        device=str(model.device),
+        precision=model.precision,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
-def _examples(
-    model: SegmentationModel, domain: Domain, scores: DomainScores, settings: EvalConfig
-) -> list[tuple[str, Shown]]:
+def _examples(segmenter: Segmenter, domain: Domain, scores: DomainScores) -> list[tuple[str, Shown]]:
     """The worst images and the median one, segmented again (their masks come out the same)."""
     order = [int(i) for i in np.argsort(scores.image_iou) if not np.isnan(scores.image_iou[i])]
     if not order:
@@ -178,7 +163,7 @@ def _examples(
     chosen = dict.fromkeys(order[:WORST], "worst")
     if len(order) > 1:
         chosen[order[len(order) // 2]] = "median"
-    return [(what, evaluate_sample(model, domain, i, settings)) for i, what in chosen.items()]
+    return [(what, evaluate_sample(segmenter, domain, i)) for i, what in chosen.items()]
 
 
 def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:
@@ -200,26 +185,69 @@ def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domai
     return domains
 
 
-def _output_folder(trained: OpenRun, output: Path | None, *, several: bool) -> Path:
-    """Where the reports go: fresh by default, as told with -o (a sub-folder a run, if there are several)."""
-    if output is not None:
-        return output / trained.name if several else output
-    base = trained.folder / "eval" if trained.folder is not None else Path("eval") / trained.name
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    taken = sum(1 for _ in base.glob(f"{stamp}*"))
-    return base / (f"{stamp}-{taken + 1}" if taken else stamp)
+# -------------------------------------------------------------------------------------------------- reports
 
 
-def _make_folder(folder: Path) -> None:
-    """Make the folder of the reports, before the work that they tell of."""
+def write_reports(result: Result, folder: Path) -> None:
+    """Write report.html, .json, .csv and .md, and picture.png."""
+    model, scores, report = result.run.config.model, result.scores, result.report
+    write_text(folder / REPORT, json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    write_text(folder / "report.csv", csv_report(report))
+    write_text(folder / "report.md", markdown_report(report))
+    write_text(folder / "report.html", html_report(report, scores, model=model, examples=result.examples))
+    write_picture(folder / PICTURE, scores, model=model)
+
+
+@contextmanager
+def _report_folder(trained: OpenRun, output: Path | None, *, several: bool) -> Iterator[Path]:
+    """Where the reports go, made before the work: -o (a sub-folder for each of several runs), or a new folder.
+
+    A folder that stays empty is removed again, with the empty folders above it that were made for it.
+
+    Raises:
+        DiffError: it cannot be made.
+    """
+    made: list[Path] = []
+
+    def make() -> Path:
+        if output is not None:
+            return _make(output / trained.name if several else output, made)
+        base = trained.folder / "eval" if trained.folder is not None else Path("eval") / trained.name
+        stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 1
+        while True:
+            folder = base / (stamp if number == 1 else f"{stamp}-{number}")
+            if not folder.exists():
+                return _make(folder, made)
+            number += 1
+
+    folder = distributed.broadcast(make)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):  # it holds something
+                path.rmdir()
+
+
+def _make(folder: Path, made: list[Path]) -> Path:
+    """Make a folder and those above it; each one that was not there is appended to `made`."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            made.append(path)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
     except OSError as error:
         raise DiffError(
             f"cannot write here: {error.strerror or error}",
             where=str(folder),
             hint="choose another folder: -o DIR",
         ) from error
+    return folder
+
+
+# --------------------------------------------------------------------------------------------------- errors
 
 
 def _refuse_equal_names(opened: Sequence[OpenRun]) -> None:
@@ -236,68 +264,10 @@ def _refuse_other_classes(opened: Sequence[OpenRun]) -> None:
     for other in others:
         if other.config.model.classes != first.config.model.classes:
             raise ConfigError(
-                f"it knows other classes than {first.path}",
+                f"it has other classes than {first.path}",
                 where=str(other.path),
                 hint="means over different classes do not compare: evaluate these runs one by one",
             )
-
-
-def _about(trained: OpenRun, model: SegmentationModel) -> dict[str, Any]:
-    """What was evaluated, with what, when."""
-    info = trained.checkpoint.info
-    return {
-        "diffcli": __version__,
-        "run": str(trained.path),
-        "checkpoint": trained.weights.name,
-        "iteration": info.get("iteration"),
-        "backbone": model.config.backbone.source,
-        "device": str(model.device),
-        "precision": model.precision,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _tell(result: Result, *, heading: bool) -> None:
-    if heading:
-        console.say(f"run {result.run.name}")
-    if not result.scores:
-        return
-    print_table(result.scores, model=result.run.config.model)
-    console.say(f"reports: {result.folder}")
-
-
-def _csv(told: dict[str, Any]) -> str:
-    """One line a domain and class, shares 0..1, then the domain's means; several domains' means at the end."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["domain", "class", "iou", "accuracy", "precision", "dice", "pixels"])
-    for one in told["domains"]:
-        for name, values in one["per_class"].items():
-            writer.writerow([one["name"], name, *values.values()])
-        writer.writerows(_csv_means(one, told))
-    for group in [*told["groups"], told["mean_over_domains"]] if len(told["domains"]) > 1 else ():
-        writer.writerows(_csv_means(group, told))
-    return text.getvalue()
-
-
-def _csv_means(one: dict[str, Any], told: dict[str, Any]) -> list[list[object]]:
-    means = {
-        f"mean of all {len(told['classes'])}": one["mean_iou_all"],
-        "mean of classes present": one["mean_iou_present"],
-    }
-    return [[one["name"], title, mean, "", "", "", ""] for title, mean in means.items()]
-
-
-def _markdown(result: Result) -> str:
-    about = result.report
-    facts = {
-        key: about[key]
-        for key in ("run", "checkpoint", "iteration", "backbone", "precision", "diffcli", "time")
-    }
-    settings = [f"- {key}: {value}" for key, value in {**facts, **about["eval"]}.items()]
-    model = result.run.config.model
-    tables = [summary_table(result.scores, model=model), means_table(result.scores, model=model)]
-    return "\n".join([*map(markdown, tables if len(result.scores) > 1 else tables[:1]), *settings, ""])
 
 
 def _raise_problems(results: Sequence[Result]) -> None:
@@ -315,5 +285,5 @@ def _raise_problems(results: Sequence[Result]) -> None:
     done = any(result.scores for result in results)
     what = "not every domain was evaluated in full" if done else "nothing was evaluated"
     raise DataError(
-        "\n".join([what, *lines]), hint="mend or take out these files; the rest is evaluated and written"
+        "\n".join([what, *lines]), hint="fix or remove these files; the rest is evaluated and written"
     )

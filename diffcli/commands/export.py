@@ -1,64 +1,38 @@
 """`diff export`: a folder that diffcli loads anywhere offline, or networks that run without it (ONNX, torch.export)."""
 
-import json as json_module
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from diffusers import DDIMScheduler
-from pydantic import TypeAdapter, ValidationError
-
-from diffcli import __version__, console
-from diffcli.config import EMBEDDED, BackboneConfig, PixelSize, Size, as_plain
-from diffcli.core import hub
-from diffcli.core.loading import open_source, quiet, resolve_prediction_type
-from diffcli.core.pipeline_folder import WEIGHT_STEMS, PipelineFolder
-from diffcli.core.single_file import PREFIXES, SingleFile
-from diffcli.core.unet_weights import check_unet_weights
-from diffcli.core.weight_files import read_header
-from diffcli.errors import ConfigError, DiffError
-from diffcli.exported import Kind
-from diffcli.inference import EXPORT_BACKBONE, EXPORT_CONFIG, EXPORT_FACTS, EXPORT_WEIGHTS, OpenRun, open_run
-from diffcli.network_export import (
-    AGREEMENT,
-    check_networks,
-    export_size,
-    left_out,
-    network_facts,
-    networks_readme,
-    write_networks,
-)
-from diffcli.pictures import class_palette
-
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+from diffcli.config.size import size_option
+from diffcli.errors import ConfigError
+from diffcli.export.folder import refuse_foreign, write_folder
+from diffcli.export.networks import AGREEMENT, export_networks
+from diffcli.runs.opening import open_run
+from diffcli.runtime import console
 
 
-def run(
-    run: Path,
-    *,
-    output: Path,
-    format: Literal["folder", "onnx", "pt2"] = "folder",
-    with_backbone: bool = False,
-    size: str | None = None,
-    agreement: float = AGREEMENT,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff export` is asked for."""
+
+    run: Path
+    """A run folder, an exported folder or a checkpoint file."""
+    output: Path
+    """The folder to write; an earlier export there is replaced, anything else refused."""
+    format: Literal["folder", "onnx", "pt2"] = "folder"
+    """"folder" for diffcli; "onnx" or "pt2" for other runtimes, which are compared with the model first."""
+    with_backbone: bool = False
+    """Of a folder: put the frozen diffusion model in, in its precision, so that nothing is downloaded later. Networks
+    hold it anyway."""
+    size: str | None = None
+    """Of networks: the size that images are resized to, "1024x512"; None takes eval.size."""
+    agreement: float = AGREEMENT
+    """Of networks: the least share of pixels whose label equals the model's."""
+
+
+def run(request: Request) -> None:
     """Write the exported folder of a run, whole or not at all.
-
-    Args:
-        run: a run folder, an exported folder or a checkpoint file.
-        output: the folder; an earlier export there is replaced, anything else refused.
-        format: "folder" for diffcli, "onnx" or "pt2" for other runtimes; these are compared with the model first.
-        with_backbone: of a folder: put the frozen diffusion model in, in its own precision, so that nothing is
-            downloaded later. Networks hold it anyway.
-        size: of networks: what images are resized to, "1024x512"; None takes eval.size.
-        agreement: of networks: least share of pixels whose label is the model's own.
-        json: print what was written as JSON on stdout.
 
     Raises:
         CheckpointError: no trained weights there.
@@ -66,293 +40,25 @@ def run(
         ConfigError: the options do not go together.
         DiffError: the folder holds something else, or cannot be written; the networks do not agree with the model.
     """
-    if format != "folder" and with_backbone:
+    _check_options(request)
+    size = None if request.size is None else size_option("--size", request.size)
+    trained, output = open_run(request.run), request.output
+    refuse_foreign(output)
+    if request.format == "folder":
+        facts = write_folder(trained, output, with_backbone=request.with_backbone)
+    else:
+        facts = export_networks(trained, output, kind=request.format, size=size, agreement=request.agreement)
+    files = [path for path in output.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files)
+    console.say(f"exported {request.run} to {output}: {len(files)} files, {total / 1e6:.1f} MB")
+    console.print_record({"output": output, "bytes": total, **facts})
+
+
+def _check_options(request: Request) -> None:
+    """Raises ConfigError where an option does not belong to the format."""
+    if request.format != "folder" and request.with_backbone:
         raise ConfigError(
             "--with-backbone is for --format folder", hint="networks hold the diffusion model anyway"
         )
-    if format == "folder" and size is not None:
+    if request.format == "folder" and request.size is not None:
         raise ConfigError("--size is for --format onnx and pt2", hint="a folder takes images of any size")
-    wanted = None if size is None else _parse_size(size)
-    trained = open_run(run)
-    _refuse_foreign(output)
-    name = output.resolve().name
-    if format == "folder":
-        facts = write_folder(trained, output, with_backbone=with_backbone)
-    else:
-        with _whole_folder(output) as folder:
-            chosen = export_size(trained, wanted)
-            facts = _write_for_runtime(
-                trained, folder, kind=format, size=chosen, agreement=agreement, name=name
-            )
-    files = sorted(path for path in output.rglob("*") if path.is_file())
-    total = sum(path.stat().st_size for path in files)
-    console.say(f"exported {run} to {output}: {len(files)} files, {total / 1e6:.1f} MB")
-    if json:
-        console.print_json({"output": str(output), "bytes": total, **facts})
-
-
-def _parse_size(text: str) -> Size:
-    try:
-        return TypeAdapter[Size](PixelSize).validate_python(text)
-    except ValidationError:
-        raise ConfigError(f"--size {text}: not a size", hint="WIDTHxHEIGHT, as in --size 1024x512") from None
-
-
-def write_folder(trained: OpenRun, output: Path, *, with_backbone: bool) -> dict[str, Any]:
-    """Write the folder for `--run` and `diffcli.load`, whole or not at all; what is told of it. Raises: see `run`."""
-    with _whole_folder(output) as folder:
-        facts = _write_for_diffcli(trained, folder, with_backbone=with_backbone, name=output.resolve().name)
-    backbone = trained.config.model.backbone
-    local = [backbone.source] if Path(backbone.source).expanduser().exists() else []
-    local += [str(backbone.unet_weights)] if backbone.unet_weights is not None else []
-    if not facts["base_model"]["included"] and local:
-        console.warn(
-            f"the frozen model is at {' and '.join(local)} on this machine only; "
-            "--with-backbone puts it into the folder"
-        )
-    return facts
-
-
-def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, name: str) -> dict[str, Any]:
-    """Weights and settings, for `--run` and `diffcli.load`; what is told of them."""
-    shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
-    included = with_backbone and _write_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
-    facts = _facts(trained, included=included)
-    _write_json(folder / EXPORT_CONFIG, _settings(trained))
-    _write_json(folder / EXPORT_FACTS, facts)
-    (folder / "README.md").write_text(_readme(trained, facts, name=name), encoding="utf-8")
-    return facts
-
-
-def _write_for_runtime(
-    trained: OpenRun, folder: Path, *, kind: Kind, size: Size, agreement: float, name: str
-) -> dict[str, Any]:
-    """Networks, for `--model` and other programs, reloaded and compared with the model; what is told of them."""
-    if dropped := left_out(trained.config.eval):
-        console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")
-    model = write_networks(trained, folder, kind=kind, size=size)
-    info = trained.checkpoint.info
-    facts = {
-        "format": 1,
-        "diffcli": __version__,
-        "trained_with": info.get("version"),
-        "iteration": info.get("iteration"),
-        **network_facts(model, kind=kind, size=size),
-        "base_model": _base_model(trained, included=True),
-    }
-    _write_json(folder / EXPORT_FACTS, facts)
-    check = check_networks(model, folder, size=size, agreement=agreement)
-    console.say(str(check))
-    facts["check"] = asdict(check)
-    _write_json(folder / EXPORT_FACTS, facts)
-    (folder / "README.md").write_text(networks_readme(facts, name=name), encoding="utf-8")
-    return facts
-
-
-def _refuse_foreign(output: Path) -> None:
-    """Only an empty folder or an earlier export may be replaced."""
-    if (
-        not output.exists()
-        or (output.is_dir() and not any(output.iterdir()))
-        or (output / EXPORT_FACTS).is_file()
-    ):
-        return
-    what = "this folder holds something that is no export" if output.is_dir() else "this is a file"
-    raise DiffError(what, where=str(output), hint="choose a folder that does not exist yet")
-
-
-@contextmanager
-def _whole_folder(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `output`; on success it takes its place, on any failure it disappears."""
-    output = output.resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".part-{output.name}-"))
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    new, old = staging / "new", staging / "old"
-    try:
-        new.mkdir()
-        yield new
-        if output.exists():
-            output.rename(old)
-        new.rename(output)
-    except OSError as error:
-        if old.exists() and not output.exists():
-            old.rename(output)
-        raise _unwritable(output, error) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _unwritable(output: Path, error: OSError) -> DiffError:
-    return DiffError(
-        f"cannot be written: {error.strerror or error}",
-        where=str(error.filename or output),
-        hint="choose a folder that you may write to, on a disk with room",
-    )
-
-
-# ------------------------------------------------------------------------------------------ the frozen model
-
-
-def _write_backbone(config: BackboneConfig, folder: Path) -> bool:
-    """Copy the frozen model as a folder of components, in the precision that it has; True.
-
-    Raises:
-        BackboneError: it is not there, or incomplete.
-    """
-    source = open_source(config)
-    source.check(skip_unet_weights=not config.own_unet_weights)
-    if isinstance(source, PipelineFolder):
-        _copy_components(source, folder, unet_weights=config.own_unet_weights)
-    else:
-        _convert_file(source, config, folder)
-    if config.unet_weights is not None:
-        _replace_unet(config, folder)
-    PipelineFolder(folder, config.variant).check(skip_unet_weights=config.random_weights)
-    return True
-
-
-def _replace_unet(config: BackboneConfig, folder: Path) -> None:
-    """Put the file of `unet_weights` where the U-Net's own weights would lie, in its own precision."""
-    assert config.unet_weights is not None
-    unet = folder / "unet"
-    check_unet_weights(config.unet_weights, PipelineFolder(folder).config("unet"))
-    for path in unet.glob("*.safetensors*"):  # of a converted single file
-        path.unlink()
-    variant = f".{config.variant}" if config.variant else ""
-    shutil.copyfile(config.unet_weights.expanduser(), unet / f"{WEIGHT_STEMS['unet']}{variant}.safetensors")
-
-
-def _copy_components(source: PipelineFolder, folder: Path, *, unet_weights: bool) -> None:
-    """Settings, tokenizer and the weights that are read; other variants and the safety checker stay behind."""
-    files = [path for path in (source.folder / "model_index.json",) if path.is_file()]
-    for component in ("tokenizer", "scheduler"):
-        files += sorted(path for path in (source.folder / component).iterdir() if path.is_file())
-    for component in ("unet", "vae", "text_encoder"):
-        files += sorted((source.folder / component).glob("*.json"))
-        if unet_weights or component != "unet":
-            files += source.weights(component)[1]
-    for path in files:
-        target = folder / path.relative_to(source.folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-
-
-def _convert_file(source: SingleFile, config: BackboneConfig, folder: Path) -> None:
-    """A single file as a folder of components; what its U-Net predicts is written into the scheduler's settings."""
-    scheduler: DDIMScheduler = source.load_scheduler()
-    if config.prediction_type != "as_epsilon":
-        scheduler.register_to_config(prediction_type=resolve_prediction_type(config, source))
-    with quiet():
-        source.load_unet(_dtype(source, "unet")).save_pretrained(folder / "unet")
-        source.load_vae(_dtype(source, "vae")).save_pretrained(folder / "vae")
-        source.load_text_encoder().to(_dtype(source, "text_encoder")).save_pretrained(folder / "text_encoder")
-        source.load_tokenizer().save_pretrained(folder / "tokenizer")
-        scheduler.save_pretrained(folder / "scheduler")
-
-
-def _dtype(source: SingleFile, component: str) -> torch.dtype:
-    """The precision of a component in a single file; float32 where it is none of the usual."""
-    header = read_header(source.path)
-    kinds = (str(tensor["dtype"]) for name, tensor in header.items() if name.startswith(PREFIXES[component]))
-    return next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), torch.float32)
-
-
-# ---------------------------------------------------------------------------------------------- the settings
-
-
-def _settings(trained: OpenRun) -> dict[str, Any]:
-    """What loading reads: model and eval, as in a YAML, and the seed that a random control is drawn from."""
-    config = trained.config
-    return {
-        "model": as_plain(config.model),
-        "eval": as_plain(config.eval),
-        "train": {"seed": config.train.seed},
-    }
-
-
-def _facts(trained: OpenRun, *, included: bool) -> dict[str, Any]:
-    """What people and other programs may want to know about the model."""
-    model, info = trained.config.model, trained.checkpoint.info
-    palette = class_palette(model)[: len(model.classes)].tolist()
-    return {
-        "format": 1,
-        "diffcli": __version__,
-        "trained_with": info.get("version"),
-        "iteration": info.get("iteration"),
-        "classes": [
-            {"train_id": i, "name": name, "color": color}
-            for i, (name, color) in enumerate(zip(model.classes, palette, strict=True))
-        ],
-        "ignore_id": 255,
-        "base_model": _base_model(trained, included=included),
-    }
-
-
-def _base_model(trained: OpenRun, *, included: bool) -> dict[str, Any]:
-    """Which diffusion model it stands on."""
-    config = trained.config.model.backbone
-    return {
-        "source": config.source,
-        "revision": config.revision,
-        "commit": _commit(config),
-        "variant": config.variant,
-        "unet_weights": str(config.unet_weights) if config.unet_weights else None,
-        "fingerprint": trained.checkpoint.info.get("fingerprint"),
-        "included": included,
-    }
-
-
-def _commit(config: BackboneConfig) -> str | None:
-    """The commit of a hub id, as far as the local cache knows it."""
-    if config.source == EMBEDDED or Path(config.source).expanduser().exists():
-        return None
-    folder = hub.cached(config.source, revision=config.revision)
-    return folder.name if folder is not None else None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json_module.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _readme(trained: OpenRun, facts: dict[str, Any], *, name: str) -> str:
-    base, model = facts["base_model"], trained.config.model
-    where = (
-        "It lies in `backbone/`: nothing is downloaded."
-        if base["included"]
-        else "It ships with diffcli: nothing is downloaded."
-        if base["source"] == EMBEDDED and not base["unet_weights"]
-        else "It is not in this folder: diffcli takes it from the cache or downloads it when the model is loaded."
-    )
-    commit = f", commit `{base['commit']}`" if base["commit"] else ""
-    unet = f", its U-Net with the weights of `{base['unet_weights']}`" if base["unet_weights"] else ""
-    return f"""# {name}
-
-A semantic segmentation model on the frozen features of a text-to-image diffusion model.
-Written by diffcli {__version__}.
-
-## Use it
-
-```
-diff predict images/ -o masks/ --run {name}
-diff eval --domain all --run {name}
-```
-
-```python
-import diffcli
-
-model = diffcli.load("{name}")
-logits = model.logits(images)  # B,3,H,W in [-1, 1] -> B,{len(model.classes)},H,W
-```
-
-## What is in it
-
-- `{EXPORT_WEIGHTS}`: the trained weights, with the model's settings inside
-- `{EXPORT_CONFIG}`: settings of the model and of its evaluation
-- `{EXPORT_FACTS}`: {len(model.classes)} classes with train ids and colours, the base model, versions
-
-Base model: `{base["source"]}` (revision `{base["revision"] or "default"}`{commit}){unet}. {where}
-Its own licence applies to it.
-"""

@@ -1,42 +1,55 @@
 """`diff import`: a checkpoint that was trained with the published code, as a run that eval, predict and export take."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.config_file import dump_config, load_config
-from diffcli.core.checkpoint import load_state, save_checkpoint
+from diffcli.config.file import dump_config
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.model import SegmentationModel, build_model
-from diffcli.core.published import (
+from diffcli.errors import CheckpointError
+from diffcli.files import write_text
+from diffcli.runs.checkpoint import load_state, save_checkpoint
+from diffcli.runs.folder import BEST, CONFIG, LAST, REPORT, VERSIONS, versions
+from diffcli.runs.published import (
     PublishedDecoder,
     check_inputs,
     convert_state,
     infer_decoder,
     read_published,
 )
-from diffcli.errors import CheckpointError
-from diffcli.files import write_text
-from diffcli.runs import BEST, CONFIG, LAST, REPORT, VERSIONS, versions
+from diffcli.runtime import console
 
 
-def run(checkpoint: Path, *, output: Path, config: Path | RunConfig | None = None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff import` is asked for."""
+
+    checkpoint: Path
+    """A checkpoint file of the published code."""
+    output: Path
+    """The run folder to write."""
+    config: RunConfig = field(default_factory=RunConfig)
+    """The settings that it was trained with; by default the published ones."""
+
+
+def run(request: Request) -> Path:
     """Write a finished run folder without scores, and return it.
 
-    Widths, fusion and number of classes are read off the tensors; diffusion model, schedule and class names are
-    `config`'s, by default the published ones.
+    Widths, fusion and number of classes are read off the tensors; diffusion model, schedule and class names come from
+    the settings.
 
     Raises:
-        CheckpointError: no checkpoint of the published code, or not one of the configured model; or `output` is taken.
-        ConfigError: `config` does not validate.
+        CheckpointError: this is not a checkpoint of the published code, or not one of the configured model; or the
+            output exists.
         BackboneError: the diffusion model cannot be loaded.
     """
+    checkpoint, output, settings = request.checkpoint, request.output, request.config
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(
             "there is something already", where=str(output), hint="choose another folder: -o RUN"
         )
-    settings = load_config(config) if isinstance(config, Path) else config or RunConfig()
     try:
         state = convert_state(read_published(checkpoint))
         found = infer_decoder(state)

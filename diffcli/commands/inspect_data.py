@@ -7,66 +7,106 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from diffcli import console
-from diffcli.config import DomainConfig, ModelConfig, RunConfig
-from diffcli.contact_sheet import Panel, inspection_picture
+from diffcli.config.domain import DomainConfig
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.data.dataset import Domain, expand_domains, find_splits, open_domain
-from diffcli.data.labels import OutsideMapping
+from diffcli.data.domains import DOMAINS
+from diffcli.data.glance import empty_classes, glance
+from diffcli.data.mapping import OutsideMapping, counted, percent
 from diffcli.data.survey import Survey, survey
-from diffcli.domains import DOMAINS
+from diffcli.drawing.contact_sheet import Panel, inspection_picture
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.files import write_atomically
+from diffcli.files import check_writable, write_atomically
+from diffcli.runtime import console
 
 PANELS = 12
 """Samples on the contact sheet."""
 _TERMINAL, _BAR, _NAMES, _FAULTS = 80, 32, 3, 12
 
 
-def run(
-    *,
-    domain: str | None,
-    root: Path | None,
-    split: str | None,
-    config: RunConfig | None,
-    output: Path,
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff data inspect` is asked for: a domain, or settings that name some."""
+
+    domains: str | None = None
+    """A name, "all" or a comma list."""
+    root: Path | None = None
+    """Where the one named domain is; None takes DIFFCLI_DATA/<domain>."""
+    split: str | None = None
+    """train, val or test; None takes every split that is there."""
+    config: RunConfig | None = None
+    """Settings whose classes and domains to inspect."""
+    output: Path = Path("inspected")
+    """Folder of the pictures."""
+
+
+def run(request: Request) -> None:
     """Print and draw what the named domains hold; without a name, those of the settings.
 
     Raises:
         ConfigError: neither a domain nor settings are given, or both.
         DataError: at the end, if any sample cannot be used.
     """
+    config, output = request.config, request.output
     model = config.model if config is not None else ModelConfig()
-    entries = _entries(domain, root, config)
-    if split is not None:
-        entries = [entry.model_copy(update={"split": split}) for entry in entries]
+    entries = _entries(request.domains, request.root, config)
+    if request.split is not None:
+        entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
     opened = [one for entry in entries for one in _open_splits(entry, model)]
     _refuse_inside(output, [one for _, one in opened])
+    check_writable(output)
     records: list[dict[str, Any]] = []
-    faulty = 0
+    problems: list[str] = []
     for name, one in opened:
         found = _survey(name, one)
         picture = _picture_path(output, name, taken=[record["picture"] for record in records])
         panels = _panels(one, found)
         _draw(picture, f"{name}: {len(one)} samples", found, panels, model)
-        records.append(_record(name, one, found, picture))
-        faulty += sum(bool(look.faults) for look in found.looks)
-        if not json:
-            _show(name, one, found)
-            console.say(f"drew {picture}")
-    if json:
-        console.print_json(records)
-    if faulty:
+        empty = _empty(one, found)
+        records.append({**_record(name, one, found, picture), "note": empty})
+        problems += _problems(name, one, found)
+        _show(name, one, found)
+        if empty:
+            console.warn(empty)
+        console.say(f"drew {picture}")
+    console.print_record(records)
+    if problems:
         raise DataError(
-            f"{faulty} of {sum(len(one) for _, one in opened)} samples cannot be used",
-            hint="mend them or take them out; training would stop at the first of them",
+            "\n".join(problems) if len(problems) == 1 else "\n  - ".join(["", *problems]).lstrip()
         )
+
+
+def _problems(name: str, domain: Domain, found: Survey) -> Iterator[str]:
+    """What makes the exit code 1, in a clause each: samples that cannot be used, a mapping with gaps, no labels."""
+    if found.damaged:
+        yield (
+            f"{name}: {found.damaged} of {len(domain)} samples cannot be used\n"
+            "  -> fix or remove them; training skips up to 1 % of its samples and stops at more (data.on_error)"
+        )
+    if found.unmapped is not None:
+        yield str(found.unmapped)
+    if not _labelled(domain) and domain.split != "test":
+        yield (
+            f"{name}: no image has a label\n"
+            "  -> put the labels where the domain expects them (diff domains), or set root to the folder above both"
+        )
+    if domain.missing.listed:
+        lines = domain.missing.listed
+        yield f"{name}: {len(lines)} lines of the list name no image: {', '.join(lines[:_NAMES])}"
+    if domain.archives:
+        yield f"{name}: archives are not unpacked: {_first(domain.archives)}"
+
+
+def _empty(domain: Domain, found: Survey) -> str | None:
+    """Which classes have no pixel at all, and the mapping that was probably meant."""
+    if found.faults or not _labelled(domain):
+        return None
+    return empty_classes(domain, glance(domain), found.statistics)
 
 
 def _entries(domain: str | None, root: Path | None, config: RunConfig | None) -> list[DomainConfig]:
@@ -170,10 +210,11 @@ def _show(name: str, domain: Domain, found: Survey) -> None:
     console.table(f"\n{name}", ["", ""], _facts(domain, found))
     if found.statistics.pixels.any():
         console.table("\nclasses", ["class", "% of pixels", "samples", ""], _class_rows(found))
-    outside = _outside(found)
-    if outside:
-        rows = [[str(value), len(files), _first(files)] for value, files in outside.items()]
-        console.table("\nlabel values outside the mapping", ["value", "files", "first of them"], rows)
+    if found.outside:
+        rows = _outside_rows(found)
+        console.table(
+            "\nlabel values outside the mapping", ["value", "pixels", "files", "first of them"], rows
+        )
     others = [fault for fault in found.faults if not isinstance(fault, OutsideMapping)]
     for fault in others[:_FAULTS]:
         console.warn(f"{fault.where}: {fault.message}")
@@ -236,11 +277,19 @@ def _ignored(found: Survey) -> float:
 def _outside(found: Survey) -> dict[object, list[str]]:
     """Label value -> files that hold it, both in order."""
     files: dict[Any, list[str]] = defaultdict(list)
-    for fault in found.faults:
-        if isinstance(fault, OutsideMapping):
-            for value in fault.values:
-                files[value].append(str(fault.where))
+    for fault in found.outside:
+        for value in fault.pixels:
+            files[value].append(str(fault.where))
     return dict(sorted(files.items()))
+
+
+def _outside_rows(found: Survey) -> Iterator[list[object]]:
+    """Each value outside the mapping with its share of the pixels of all labels."""
+    pixels, _ = counted(found.outside)
+    total = int(found.statistics.pixels.sum() + found.statistics.ignored.sum())
+    total += sum(fault.total for fault in found.outside)
+    for value, files in _outside(found).items():
+        yield [str(value), percent(pixels[value], total), len(files), _first(files)]
 
 
 def _common_folder(files: Sequence[Path]) -> Path:

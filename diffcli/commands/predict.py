@@ -1,194 +1,149 @@
-"""`diff predict`: images and videos to masks, and whatever else can be told of them, in the tree of the inputs."""
+"""`diff predict`: images and videos to masks and other outputs, in the tree of the inputs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli import console, distributed
-from diffcli.config import EvalConfig, Size
+from diffcli.config.settings import EvalConfig
+from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
-from diffcli.outputs import Outputs, choose_outputs
-from diffcli.pictures import class_palette
-from diffcli.segmenting import Outcome, first_line, merged, segment_files
-from diffcli.sources import Job, Reader, plan, refuse_collisions
-from diffcli.writing import Manifest
+from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
+from diffcli.prediction.inputs import Reader, plan, refuse_collisions
+from diffcli.prediction.manifest import Manifest
+from diffcli.prediction.outputs import Outputs, choose_outputs
+from diffcli.prediction.segmenter import Segmenter, Source
+from diffcli.runtime import console, distributed
 
 
-def run(
-    images: Sequence[str],
-    *,
-    run: Path,
-    output: Path,
-    write: str | None = None,
-    overlay: bool = False,
-    heatmap: str | None = None,
-    reference: Path | None = None,
-    refine: int = 0,
-    samples: int = 1,
-    tile: str | None = None,
-    batch: str | None = None,
-    skip_existing: bool = False,
-    device: str | None = None,
-    overrides: Sequence[str] = (),
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `diff predict` is asked for: images, and a run or an exported network."""
+
+    images: Sequence[str]
+    """Files, folders (with their sub-folders), globs, videos, @LIST or - (stdin)."""
+    output: Path
+    """Folder for the results."""
+    run: Path | None = None
+    """A run folder, an exported folder or a checkpoint file."""
+    model: Path | None = None
+    """Exported networks instead of a run: their folder, or a file in it."""
+    write: str | None = None
+    """Comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos."""
+    overlay: bool = False
+    """Also write the colours laid over the image."""
+    heatmap: str | None = None
+    """Also write the softmax score of this class over the image."""
+    reference: Path | None = None
+    """Folder of masks (train ids, same stems) that turn the conditional branch on."""
+    refine: int = 0
+    """How many times the prediction becomes the reference of the conditional branch."""
+    samples: int = 1
+    """Draws of noise to average; from 2 on their disagreement is written."""
+    tile: str | None = None
+    """"1024x512": see the image at full size (or at an overridden eval.size), in such tiles; None: above a limit."""
+    batch: str | None = None
+    """Images in a forward pass, or "auto"; None takes eval.batch_size."""
+    skip_existing: bool = False
+    """Skip images whose outputs are all there."""
+    device: str | None = None
+    """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as in "eval.size=512x256"."""
+
+
+def run(request: Request) -> None:
     """Write a mask for every image below `output`, in the tree of the images, and a line of `predictions.jsonl`.
 
-    The noise is seeded by the file's stem: an image has the same mask wherever it lies and whatever lies beside it.
-
-    Args:
-        images: files, folders (with their sub-folders), globs, videos, @LIST or - (stdin).
-        run: a run folder, an exported folder or a checkpoint file.
-        write: comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos.
-        overlay: also write the colours laid over the image.
-        heatmap: also write the softmax score of this class over the image.
-        reference: folder of masks (train ids, same stems) that turn the conditional branch on.
-        refine: feed the prediction back so many times as the reference of the conditional branch.
-        samples: average so many draws of noise, and from 2 on write their disagreement.
-        tile: "1024x512": at the image's own size (or --set eval.size), in such tiles; None: above a limit.
-        batch: images a forward pass, or "auto"; None takes eval.batch_size.
-        skip_existing: leave images alone whose outputs are all there.
-        device: auto, cpu, cuda, cuda:1 or mps; None takes auto.
-        overrides: "eval.size=512x256" and the like.
-        json: print what was written as JSON on stdout.
+    The noise is seeded by the file's stem: an image has the same mask in every folder and beside any other images.
+    Exported networks see every image at the exported size and under the stored noise, whatever its name.
 
     Raises:
+        ConfigError: options that do not go together, or that exported networks do not have.
         DataError: no images; or, after all else is done, some could not be read.
-        DiffError: see `open_run`, `OpenRun.load_model` and `segment_files`.
+        DiffError: see `open_run`, `open_exported` and `segment_files`.
     """
-    jobs = distributed.from_main(lambda: plan(images, output=output, references=reference))
-    tiles = None if tile is None else parse_tile(tile)
-
-    from diffcli.inference import (
-        open_run,  # seconds: after what can be wrong at once, and not for exported networks
-    )
-    from diffcli.prediction import Predictor
-
-    trained = open_run(run, overrides=overrides)
-    model_config, settings = trained.config.model, trained.config.eval
+    output, skip_existing = request.output, request.skip_existing
+    jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
+    tile = None if request.tile is None else size_option("--tile", request.tile)
+    source = _open(request)
+    settings = source.settings
     outputs = choose_outputs(
         jobs,
-        write=write,
-        overlay=overlay,
-        heatmap=heatmap,
-        samples=samples,
-        classes=model_config.classes,
-        palette=class_palette(model_config),
+        write=request.write,
+        overlay=request.overlay,
+        heatmap=request.heatmap,
+        samples=request.samples,
+        classes=source.classes,
+        palette=source.palette,
     )
     refuse_collisions(jobs, outputs.files)
-    _check_reference(settings, reference, refine=refine, where=trained.path)
-    if tiles is not None and not any(text.startswith("eval.size=") for text in overrides):
+    _check_reference(settings, request.reference, refine=request.refine, where=source.path)
+    if tile is not None and not any(text.startswith("eval.size=") for text in request.overrides):
         settings = settings.model_copy(update={"size": None})
+    batch = parse_batch(request.batch, otherwise=settings.batch_size)
     manifest = Manifest(output)
-    begun = distributed.from_main(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
-    left_alone = set(begun.skipped)
-    left = [job for job in jobs if job not in left_alone]
-    if not left:
-        report(begun, outputs, run=run, output=output, json=json)
-        return
-    with distributed.together():
-        model = trained.load_model(device=device)
-    batch_size = parse_batch(batch, otherwise=settings.batch_size)
-    predictor = Predictor(
-        model,
-        settings,
-        batch=batch_size,
-        tile=tiles,
-        refine=refine,
-        samples=samples,
-        confidence=outputs.wants_confidence,
-        score_of=outputs.score_of,
-    )
-    reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-    own = distributed.share(left, chunk=batch_size or 1)
-    shares = distributed.gather(
-        lambda: segment_files(
-            predictor, own, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
+    outcome = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+    skipped = set(outcome.skipped)
+    remaining = [job for job in jobs if job not in skipped]
+    if remaining:
+        with distributed.raise_together():
+            network = source.load(device=request.device, samples=request.samples)
+        segmenter = Segmenter(
+            network,
+            settings,
+            batch=batch,
+            tile=tile,
+            refine=request.refine,
+            confidence=outputs.wants_confidence,
+            score_of=outputs.score_of,
+            on_retile=console.warn,
         )
-    )
-    outcome = merged([begun, *shares], jobs)
-    report(outcome, outputs, run=run, output=output, json=json)
+        reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
+        shard = distributed.shard(remaining, chunk=batch or 1)
+        done = distributed.all_gather(
+            lambda: segment_files(
+                segmenter,
+                shard,
+                reader=reader,
+                outputs=outputs,
+                manifest=manifest,
+                skip_existing=skip_existing,
+            )
+        )
+        outcome = merged([outcome, *done], jobs)
+        distributed.broadcast(manifest.finish)
+    report(outcome, outputs, run=source.path, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
 
 
-def run_exported(
-    images: Sequence[str],
-    *,
-    model: Path,
-    output: Path,
-    write: str | None = None,
-    overlay: bool = False,
-    heatmap: str | None = None,
-    batch: str | None = None,
-    skip_existing: bool = False,
-    device: str | None = None,
-    refused: Sequence[str] = (),
-    json: bool = False,
-) -> None:
-    """What `run` does, by networks that `diff export --format onnx|pt2` wrote; PyTorch is imported for pt2 alone.
+def _open(request: Request) -> Source:
+    """The run or the exported networks, read but not loaded; PyTorch is imported for a run and for pt2 alone."""
+    if request.model is None:
+        from diffcli.prediction.trained import open_source  # takes seconds: after what can be wrong at once
 
-    Every image is seen at the exported size and under the stored noise, whatever its name.
-
-    Args:
-        model: the exported folder, or a file in it.
-        refused: options that were given and that exported networks cannot follow.
-
-    Raises:
-        ConfigError: there are some.
-        DataError: see `run`.
-        DiffError: see `open_exported`, `ExportedPredictor.predict` and `segment_files`.
-    """
-    from diffcli.exported import ExportedPredictor, open_exported
-
-    if refused:
+        assert request.run is not None, "a run or exported networks"
+        return open_source(request.run, overrides=request.overrides)
+    asked = {
+        "--run": request.run,
+        "--reference": request.reference,
+        "--refine": request.refine,
+        "--samples": request.samples - 1,
+        "--tile": request.tile,
+        "--set": request.overrides,
+    }
+    if refused := [name for name, value in asked.items() if value]:
         raise ConfigError(
             f"--model and {', '.join(refused)} do not go together",
             hint="exported networks are one plain pass of the unconditional branch; --run RUN can do more",
         )
-    jobs = plan(images, output=output)
-    exported = open_exported(model, device=device)
-    facts = exported.facts
-    outputs = choose_outputs(
-        jobs,
-        write=write,
-        overlay=overlay,
-        heatmap=heatmap,
-        samples=1,
-        classes=tuple(entry.name for entry in facts.classes),
-        palette=facts.palette,
-    )
-    refuse_collisions(jobs, outputs.files)
-    manifest = Manifest(output)
-    outcome = begin(jobs, outputs, manifest, skip_existing=skip_existing)
-    left_alone = set(outcome.skipped)
-    left = [job for job in jobs if job not in left_alone]
-    if left:
-        predictor = ExportedPredictor(
-            exported,
-            batch=parse_batch(batch, otherwise=1) or 1,
-            confidence=outputs.wants_confidence,
-            score_of=outputs.score_of,
-        )
-        reader = Reader(facts.size, classes=len(facts.classes), keep=outputs.wants_image)
-        found = segment_files(
-            predictor, left, reader=reader, outputs=outputs, manifest=manifest, skip_existing=skip_existing
-        )
-        outcome = merged([outcome, found], jobs)
-    report(outcome, outputs, run=model, output=output, json=json)
-    if outcome.failed:
-        raise _failure(outcome)
+    from diffcli.export.runner import ExportSource
+
+    return ExportSource(request.model)
 
 
 # -------------------------------------------------------------------------------------------------- options
-
-
-def parse_tile(text: str) -> Size:
-    """WIDTHxHEIGHT as a size. Raises ConfigError where it is none."""
-    width, _, height = text.lower().replace("×", "x").partition("x")
-    if not (width.strip().isdecimal() and height.strip().isdecimal()):
-        raise ConfigError(f"--tile {text}: not a size", hint="WIDTHxHEIGHT, as in --tile 1024x1024")
-    return Size(int(width), int(height))
 
 
 def parse_batch(text: str | None, *, otherwise: int) -> int | None:
@@ -219,40 +174,17 @@ def _check_reference(settings: EvalConfig, references: Path | None, *, refine: i
         )
 
 
-# ------------------------------------------------------------------------------------- beginning and telling
+# -------------------------------------------------------------------------------------------------- report
 
 
-def begin(jobs: Sequence[Job], outputs: Outputs, manifest: Manifest, *, skip_existing: bool) -> Outcome:
-    """Open the folder and its manifest, and find what is there already: an outcome of skipped jobs.
-
-    Raises:
-        DiffError: the folder cannot be written to.
-    """
-
-    def is_there(job: Job) -> bool:
-        files = outputs.files(job)
-        to_take_apart = job.is_video and outputs.writes_frames
-        return bool(files) and not to_take_apart and all(path.is_file() for path in files.values())
-
-    skipped = [job for job in jobs if skip_existing and is_there(job)]
-    left = set(skipped)
-    manifest.begin(job.image for job in jobs if job not in left)
-    told = {entry.get("input") for entry in manifest.entries()} if skipped else set()
-    for job in skipped:
-        if str(job.image) not in told:
-            manifest.add(job.image, status="skipped", outputs=outputs.files(job))
-    replaced = sum(path.exists() for job in jobs if job not in left for path in outputs.files(job).values())
-    return Outcome(skipped=skipped, replaced=replaced)
-
-
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json: bool) -> None:
+def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> None:
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
         f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
         f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
     ]
-    told = "; ".join(filter(None, notes))
+    remarks = "; ".join(filter(None, notes))
     what = f"{count} {'image' if count == 1 else 'images'}"
     if outcome.frames:
         videos = sum(job.is_video for job in outcome.written)
@@ -261,24 +193,23 @@ def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path, json:
             if count > videos
             else f"{outcome.frames} frames"
         )
-    console.say(f"{what} segmented into {output}{f' ({told})' if told else ''}")
-    if json:
-        console.print_json(
-            {
-                "run": str(run),
-                "output": str(output),
-                "images": [
-                    {
-                        "image": str(job.image),
-                        **{kind: str(path) for kind, path in outputs.files(job).items()},
-                    }
-                    for job in outcome.written
-                ],
-                "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
-                "skipped": [str(job.image) for job in outcome.skipped],
-                "seconds": round(outcome.seconds, 2),
-            }
-        )
+    console.say(f"{what} segmented into {output}{f' ({remarks})' if remarks else ''}")
+    console.print_record(
+        {
+            "run": str(run),
+            "output": str(output),
+            "images": [
+                {
+                    "image": str(job.image),
+                    **{kind: str(path) for kind, path in outputs.files(job).items()},
+                }
+                for job in outcome.written
+            ],
+            "failed": [{"image": str(job), "error": error.message} for job, error in outcome.failed],
+            "skipped": [str(job.image) for job in outcome.skipped],
+            "seconds": round(outcome.seconds, 2),
+        }
+    )
 
 
 def _failure(outcome: Outcome) -> DataError:
@@ -288,5 +219,5 @@ def _failure(outcome: Outcome) -> DataError:
     count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
         "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
-        hint="mend or take out these files; the others are done",
+        hint="fix or remove these files; the others are done",
     )

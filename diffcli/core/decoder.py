@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.config import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
+from diffcli.config.settings import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
 
 if TYPE_CHECKING:  # this half needs no diffusion model
     from diffcli.core.features import StepMaps
@@ -97,7 +97,7 @@ class DirectAggregation(nn.Module):
             slice(start + step * width, start + (step + 1) * width)
             for start, width in zip(starts, self.widths, strict=True)
         ]
-        return self.bottleneck.project(torch.cat(list(maps), dim=1), columns)
+        return self.bottleneck.project(_concatenate(maps), columns)
 
     def finish(self, total: Tensor) -> Tensor:
         return self.bottleneck.finish(total)
@@ -137,7 +137,7 @@ class WeightedAggregation(nn.Module):
         """What one step's maps, B,C,h,w a layer, add to the sum over steps, which is the output."""
         weights = self.mixing_weights.softmax(0)[step * self.layers :]
         terms = [
-            weights[j] * transform(torch.cat(list(maps[j :: self.layers]), dim=1))
+            weights[j] * transform(_concatenate(maps[j :: self.layers]))
             for j, transform in enumerate(self.transforms)
         ]
         return torch.stack(terms).sum(0)
@@ -188,6 +188,12 @@ class FeatureFusion(nn.Module):
 
     def _aggregation(self, stride: int) -> DirectAggregation | WeightedAggregation:
         return cast(DirectAggregation | WeightedAggregation, self.strides[stride])
+
+
+def _concatenate(maps: Sequence[Tensor]) -> Tensor:
+    """Maps side by side on their channels. Autocast refuses to concatenate a half precision that is not its own."""
+    with torch.autocast(maps[0].device.type, enabled=False):
+        return torch.cat(list(maps), dim=1)
 
 
 class ResidualBlock(nn.Module):

@@ -14,10 +14,20 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffcli.config import InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
-from diffcli.core.inversion import InversionSchedule, InversionStep, Noise, Rows, invert, prompt_groups
-from diffcli.core.unet import FeatureKinds, FeatureLayer, Maps, feature_layers
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.family import check_timesteps
+from diffcli.backbone.unet import FeatureKinds, FeatureLayer, feature_layers
+from diffcli.classes import IGNORE_ID
+from diffcli.config.settings import DEFAULT_UNET_BATCH, InversionConfig
+from diffcli.core.inversion import (
+    BatchPlan,
+    InversionSchedule,
+    InversionStep,
+    Noise,
+    invert,
+    prompt_groups,
+    seeded_noise,
+)
 
 DECODED_STAGES = (1, 2, 3)
 """Stages whose features the decoder uses; the published code fuses stage 0 as well and drops the result."""
@@ -88,6 +98,7 @@ class DiffusionFeatureExtractor:
         config: how the latent is inverted and guided.
         kinds: "all", "resnet" (no attention maps) or "latent" (the VAE latent alone, no U-Net evaluation).
         stages: U-Net decoder blocks to read.
+        max_unet_batch: most rows (an image with one of its prompts) of one U-Net call; no result depends on it.
     """
 
     def __init__(
@@ -97,12 +108,15 @@ class DiffusionFeatureExtractor:
         *,
         kinds: FeatureKinds = "all",
         stages: Sequence[int] = DECODED_STAGES,
+        max_unet_batch: int = DEFAULT_UNET_BATCH,
     ) -> None:
         self.backbone = backbone
+        self.max_unet_batch = max_unet_batch
         self.config = config
         self.kinds = kinds
         self.stages = tuple(stages)
         self.schedule = InversionSchedule.from_config(config.resolved_schedule())
+        check_timesteps(len(backbone.alphas_cumprod), config.last_timestep, where="model.inversion.schedule")
         self.layers = feature_layers(backbone.unet, stages=stages, kinds=kinds)
 
     @property
@@ -181,12 +195,6 @@ class DiffusionFeatureExtractor:
             )
             for reference in references or [None] * len(latent)
         ]
-        maps: Maps = {}
-
-        def evaluate(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor | None:
-            maps.clear()
-            return self._evaluate(index, latents, prompts, maps)
-
         for step in invert(
             latent,
             backbone=self.backbone,
@@ -194,32 +202,24 @@ class DiffusionFeatureExtractor:
             groups=groups,
             config=config,
             noise=noise,
-            evaluate=evaluate,
+            layers=self.layers,
+            max_unet_batch=self.max_unet_batch,
         ):
             if step.index in self.schedule.save_steps:
-                yield from self._reduced(step, maps, batch=len(latent))
+                yield from self._reduced(step)
 
-    def _evaluate(self, index: int, latents: Tensor, prompts: Sequence[str], maps: Maps) -> Tensor | None:
-        """All rows of a step, at most `max_unet_batch` at once; a saved step's maps go into `maps`.
-
-        The last step's noise prediction is never used, so the U-Net is left behind its last tapped layer.
-        """
-        wanted = self.layers if index in self.schedule.save_steps else ()
-        last = index == self.schedule.evaluated_steps - 1
-        limit = self.config.max_unet_batch
-        eps: list[Tensor] = []
-        kept: list[Maps] = []
-        for start in range(0, len(latents), limit):
-            rows = slice(start, start + limit)
-            noise, found = self.backbone.evaluate(
-                latents[rows], self.schedule.timesteps[index], prompts[rows], layers=wanted, noise=not last
-            )
-            kept.append(found)
-            if noise is not None:
-                eps.append(noise)
-        for layer in wanted:
-            maps[layer] = _joined([part.pop(layer) for part in kept])
-        return None if last else _joined(eps)
+    def is_finite(self) -> bool:
+        """Whether a test image of noise has finite features in the backbone's precision, under every prompt."""
+        prompted = torch.tensor(sorted(self.config.class_prompts) or [IGNORE_ID], dtype=torch.uint8)
+        side = 8 * self.backbone.multiple
+        images = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        labels = prompted.repeat_interleave(-(-side // len(prompted)))[:side].expand(side, side)
+        maps = self.extract(
+            images.to(self.backbone.device),
+            noise=seeded_noise(0, ["test image"]),
+            references=[labels.to(self.backbone.device)],
+        )
+        return all(bool(torch.isfinite(one).all()) for one in maps)
 
     def encode(self, images: Tensor, *, noise: Noise, passes: int = 1) -> Tensor:
         """Scaled latent, B,4,h,w float32: a posterior sample (one draw an image) or the mean, as configured.
@@ -233,12 +233,12 @@ class DiffusionFeatureExtractor:
         draws = torch.cat([noise(row, (1, *mean.shape[1:])) for row in range(len(mean))])
         return mean + std * draws.to(mean.device)
 
-    def _reduced(self, step: InversionStep, maps: Maps, *, batch: int) -> Iterator[StepMaps]:
-        """A saved step's rows brought to one map an image, stage by stage."""
+    def _reduced(self, step: InversionStep) -> Iterator[StepMaps]:
+        """A saved step's rows reduced to one map an image, stage by stage; each is released once it is used."""
         saved = self.schedule.save_steps.index(step.index)
         for position, stage in enumerate(self.stages):
-            own = [layer for layer in self.layers if layer.stage == stage]
-            reduced = [_reduce(maps.pop(layer), layer.kind, step.rows, batch=batch) for layer in own]
+            layers = [layer for layer in self.layers if layer.stage == stage]
+            reduced = [_reduce(step.maps.pop(layer), layer.kind, step.plan) for layer in layers]
             yield StepMaps(position, saved, reduced)
 
     def _shrink(self, latent: Tensor, stage: int) -> Tensor:
@@ -247,15 +247,9 @@ class DiffusionFeatureExtractor:
         return F.avg_pool2d(latent, factor)
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Rows of several U-Net calls as one batch."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _reduce(maps: Tensor, kind: str, rows: Rows, *, batch: int) -> Tensor:
+def _reduce(maps: Tensor, kind: str, plan: BatchPlan) -> Tensor:
     """R,C,H,W rows to B,C,H,W: the negative prompt's row for resnets, the counted sum for attention (method 1.4)."""
     if kind == "resnet":
-        return maps[[rows.images.index(image) for image in range(batch)]]
-    counts = torch.tensor(rows.counts, device=maps.device, dtype=torch.float32)[:, None, None, None]
-    weighted = maps.float() * counts
-    return torch.stack([weighted[rows.of(image)].sum(0) for image in range(batch)]).to(maps.dtype)
+        return maps[plan.first_rows]
+    weighted = maps.float() * plan.counts
+    return torch.stack([weighted[image.rows].sum(0) for image in plan.images]).to(maps.dtype)

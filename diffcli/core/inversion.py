@@ -4,21 +4,19 @@ Shapes: B images, G prompt groups of one image, R rows of one U-Net batch, h,w t
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from diffcli.config import CustomSchedule, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.unet import FeatureLayer, Maps
+from diffcli.config.settings import CustomSchedule, InversionConfig
 
 Noise = Callable[[int, tuple[int, ...]], Tensor]
 """(index of the image in the batch, shape) -> float32 Gaussian; each image has a sequence of its own."""
-
-Evaluate = Callable[[int, Tensor, Sequence[str]], Tensor | None]
-"""(step index, R,4,h,w latents, a prompt each) -> eps of every row, or None where nothing after this step is wanted."""
 
 
 @dataclass(frozen=True)
@@ -150,17 +148,92 @@ def plan_rows(groups: Sequence[PromptGroups], negative_prompt: str) -> Rows:
 
 
 @dataclass(frozen=True)
+class ImagePlan:
+    """How one image moves from step to step, on the device."""
+
+    rows: slice
+    """Its rows of a U-Net batch; the first is its negative prompt."""
+    conditional: Tensor
+    """G: each group's row among them."""
+    masks: Tensor
+    """G,1,h,w."""
+    total: Tensor
+    """1,h,w: the sum of the masks."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What the steps of a batch have in common: rows, indices and masks, moved to the device once."""
+
+    rows: Rows
+    image_of_row: Tensor
+    """R."""
+    first_rows: Tensor
+    """B: the row of each image's negative prompt."""
+    counts: Tensor
+    """R,1,1,1 float32: `Rows.counts`."""
+    images: tuple[ImagePlan, ...]
+
+
+def plan_batch(groups: Sequence[PromptGroups], negative_prompt: str, *, device: torch.device) -> BatchPlan:
+    """The plan for a batch's prompt groups (method sections 1.2 and 1.3)."""
+    rows = plan_rows(groups, negative_prompt)
+    images = []
+    for image, group in enumerate(groups):
+        of_image = rows.of(image)
+        prompts = rows.prompts[of_image]
+        masks = group.masks.to(device)[:, None]
+        conditional = torch.tensor([prompts.index(prompt) for prompt in group.prompts]).to(device)
+        images.append(ImagePlan(of_image, conditional, masks, masks.sum(0)))
+    return BatchPlan(
+        rows,
+        image_of_row=torch.tensor(rows.images).to(device),
+        first_rows=torch.tensor([rows.of(image).start for image in range(len(groups))]).to(device),
+        counts=torch.tensor(rows.counts, dtype=torch.float32)[:, None, None, None].to(device),
+        images=tuple(images),
+    )
+
+
+def draw_ahead(noise: Noise, plans: Sequence[BatchPlan], latent: Tensor) -> list[list[Tensor]]:
+    """The draws of all steps, for each step and image G,4,h,w, in one copy to the device of `latent`.
+
+    A copy waits for the GPU, so one for each step would leave it idle between the steps.
+    """
+    shape = latent.shape[1:]
+    counts = [len(image.conditional) for plan in plans for image in plan.images]
+    if not counts:
+        return []
+    draws = [
+        noise(image, (len(one.conditional), *shape))
+        for plan in plans
+        for image, one in enumerate(plan.images)
+    ]
+    together = torch.cat(draws)
+    if latent.device.type == "cuda":
+        together = together.pin_memory()
+    parts = iter(torch.split(together.to(latent.device, non_blocking=True), counts))
+    return [[next(parts) for _ in plan.images] for plan in plans]
+
+
+@dataclass(frozen=True)
 class InversionStep:
-    """What one step saw and made."""
+    """What one step read and computed."""
 
     index: int
-    rows: Rows
+    plan: BatchPlan
     eps: Tensor | None
     """R,4,h,w: the noise prediction of every row; None where it was left out."""
+    maps: Maps
+    """R,C,H,W of the tapped layers, empty where none is saved; valid until the next step is asked for."""
     latent: Tensor
     """B,4,h,w before the step."""
     next_latent: Tensor | None
-    """B,4,h,w after it; None without eps."""
+    """B,4,h,w after it; None after the last step that is needed."""
+
+    @property
+    def rows(self) -> Rows:
+        """The rows of `eps` and `maps`."""
+        return self.plan.rows
 
 
 @torch.no_grad()
@@ -172,60 +245,108 @@ def invert(
     groups: Sequence[PromptGroups],
     config: InversionConfig,
     noise: Noise,
+    layers: Collection[FeatureLayer] = (),
+    max_unet_batch: int | None = None,
     steps: int | None = None,
-    evaluate: Evaluate | None = None,
 ) -> Iterator[InversionStep]:
     """Invert B,4,h,w float32 latents step by step, yielding after each step's evaluation (method sections 1.1 to 1.3).
 
-    Each image meets only its own prompts, so its result does not depend on its batch. Stops after the last
-    saved step, or after `steps`.
+    Each image is evaluated with its own prompts alone, so its result does not depend on its batch. All that the steps
+    need reaches the device before the first one; between the steps nothing waits for it.
 
     Args:
-        evaluate: how the noise of all rows is predicted; None asks the backbone in one batch. Where it gives no eps,
-            the inversion ends with that step.
+        layers: what is tapped at the schedule's saved steps.
+        max_unet_batch: most rows of one U-Net call; None evaluates all rows of a step at once.
+        steps: how many to take; None stops at the last saved one, whose noise prediction nobody needs and which
+            therefore ends after its last tapped layer, with neither eps nor next latent.
     """
-
-    def predict(index: int, latents: Tensor, prompts: Sequence[str]) -> Tensor:
-        return backbone.predict_noise(latents, schedule.timesteps[index], prompts)
-
-    evaluate = evaluate or predict
     if schedule.one_step:
         latent = add_noise(latent, schedule.timesteps[0], alphas_cumprod=backbone.alphas_cumprod, noise=noise)
-    for index in range(steps or schedule.evaluated_steps):
-        timestep, next_timestep = schedule.timesteps[index], schedule.next_timesteps[index]
-        windowed = config.mask_min <= timestep <= config.mask_max
-        active = groups if windowed else [PromptGroups(g.prompts[:1], g.masks[:1]) for g in groups]
-        rows = plan_rows(active, config.negative_prompt)
-        eps = evaluate(index, latent[list(rows.images)], rows.prompts)
-        if eps is None:
-            yield InversionStep(index, rows, None, latent, None)
+    count = steps or schedule.evaluated_steps
+    inside = [config.mask_min <= timestep <= config.mask_max for timestep in schedule.timesteps[:count]]
+    plain = [PromptGroups(group.prompts[:1], group.masks[:1]) for group in groups]
+    plan_of = {
+        masked: plan_batch(groups if masked else plain, config.negative_prompt, device=latent.device)
+        for masked in set(inside)
+    }
+    plans = [plan_of[masked] for masked in inside]
+    leaves_eps_out = steps is None and bool(layers)
+    draws = draw_ahead(noise, plans[:-1] if leaves_eps_out else plans, latent)
+    for index, plan in enumerate(plans):
+        timestep = schedule.timesteps[index]
+        eps, maps = evaluate_rows(
+            backbone,
+            latent[plan.image_of_row],
+            timestep,
+            plan.rows.prompts,
+            layers=layers if index in schedule.save_steps else (),
+            noise=not leaves_eps_out or index < count - 1,
+            max_unet_batch=max_unet_batch,
+        )
+        if eps is None or index == len(draws):
+            yield InversionStep(index, plan, eps, maps, latent, None)
             return
         step = step_coefficients(
             backbone.alphas_cumprod,
             timestep,
-            next_timestep,
+            schedule.next_timesteps[index],
             eta=config.eta,
             s_tmin=config.s_tmin,
             s_tmax=config.s_tmax,
         )
         moved = []
-        for image, group in enumerate(active):
-            own = rows.of(image)
-            guided = guide(eps[own], rows.prompts[own], group.prompts, guidance_scale=config.guidance_scale)
-            draw = noise(image, tuple(guided.shape)).to(latent.device)
+        for image, (one, draw) in enumerate(zip(plan.images, draws[index], strict=True)):
+            guided = guide(eps[one.rows], one.conditional, guidance_scale=config.guidance_scale)
             stepped = ddim_inversion_step(latent[image], guided, draw, step)
-            mask = group.masks.to(latent.device)[:, None]
-            moved.append((mask * stepped).sum(0) / mask.sum(0))
+            moved.append((one.masks * stepped).sum(0) / one.total)
         next_latent = torch.stack(moved)
-        yield InversionStep(index, rows, eps, latent, next_latent)
+        yield InversionStep(index, plan, eps, maps, latent, next_latent)
         latent = next_latent
 
 
-def guide(eps: Tensor, prompts: Sequence[str], wanted: Sequence[str], *, guidance_scale: float) -> Tensor:
-    """Classifier-free guidance of every group, G,4,h,w; eps R,4,h,w starts with the negative prompt (method 1.2)."""
+def evaluate_rows(
+    backbone: DiffusionBackbone,
+    latents: Tensor,
+    timestep: int,
+    prompts: Sequence[str],
+    *,
+    layers: Collection[FeatureLayer],
+    noise: bool,
+    max_unet_batch: int | None,
+) -> tuple[Tensor | None, Maps]:
+    """eps of R,4,h,w latents with a prompt each (None without `noise`), and R,C,H,W maps of the layers."""
+    limit = max_unet_batch or len(latents)
+    if len(latents) <= limit:
+        return backbone.evaluate(latents, timestep, prompts, layers=layers, noise=noise)
+    parts: list[Tensor] = []
+    whole: Maps = {}
+    for start in range(0, len(latents), limit):
+        rows = slice(start, start + limit)
+        eps, maps = backbone.evaluate(latents[rows], timestep, prompts[rows], layers=layers, noise=noise)
+        if eps is not None:
+            parts.append(eps)
+        for (
+            layer,
+            found,
+        ) in maps.items():  # copied at once: the next call may write over what this one returned
+            if layer not in whole:
+                size = (len(latents), *found.shape[1:])
+                whole[layer] = torch.empty(
+                    size, dtype=found.dtype, device=found.device, memory_format=torch.channels_last
+                )
+            whole[layer][rows] = found
+    return torch.cat(parts) if parts else None, whole
+
+
+def guide(eps: Tensor, conditional: Tensor, *, guidance_scale: float) -> Tensor:
+    """Classifier-free guidance of every group, G,4,h,w (method section 1.2).
+
+    Args:
+        eps: R,4,h,w, the first row for the negative prompt.
+        conditional: G, each group's row.
+    """
     unconditional = eps[:1]
-    conditional = eps[[prompts.index(prompt) for prompt in wanted]]
-    return unconditional + guidance_scale * (conditional - unconditional)
+    return unconditional + guidance_scale * (eps[conditional] - unconditional)
 
 
 def add_noise(latent: Tensor, timestep: int, *, alphas_cumprod: Tensor, noise: Noise) -> Tensor:

@@ -7,11 +7,19 @@ from typing import Literal, assert_never
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.config import LossConfig
+from diffcli.classes import IGNORE_ID
+from diffcli.config.settings import LossConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
-from diffcli.domains import IGNORE_ID
+
+
+def pixels_to_average(labels: Tensor, *, average: Literal["all", "labelled"]) -> int:
+    """How many pixels of B,H,W labels the cross-entropy is averaged over.
+
+    "all": every pixel, as in the published code; "labelled": those with a class.
+    """
+    return labels.numel() if average == "all" else int((labels != IGNORE_ID).sum())
 
 
 def segmentation_loss(
@@ -19,17 +27,17 @@ def segmentation_loss(
     labels: Tensor,
     *,
     average: Literal["all", "labelled"] = "all",
+    pixels: float | None = None,
     class_weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of B,C,h,w logits, resized bilinearly to B,H,W labels; 255 counts zero (method section 2).
 
-    "all" divides by all pixels, as the published code does; "labelled" by the labelled ones (0 where there are none).
+    The sum is divided by `pixels`; None takes `pixels_to_average`. Without labelled pixels the loss is 0.
     `class_weights` (C,) float32 multiply each pixel's term; None counts all classes alike, as published.
     """
     resized = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
     total = F.cross_entropy(resized, labels, weight=class_weights, ignore_index=IGNORE_ID, reduction="sum")
-    pixels = labels.numel() if average == "all" else int((labels != IGNORE_ID).sum())
-    return total / max(pixels, 1)
+    return total / ((pixels_to_average(labels, average=average) if pixels is None else pixels) or 1)
 
 
 def mse_consistency(student: Tensor, teacher: Tensor) -> Tensor:
@@ -127,15 +135,19 @@ def ipkl_loss(
     labels: Tensor,
     config: LossConfig,
     *,
+    pixels: float | None = None,
     class_weights: Tensor | None = None,
 ) -> IPKLLosses:
     """CE(L_c, y) + CE(L_u, y) + lambda D(L_u, L_c); without conditional logits CE(L_u, y) (method section 2).
 
-    `class_weights` are those of `segmentation_loss`, for both cross-entropies.
+    `pixels` and `class_weights` are those of `segmentation_loss`, for both cross-entropies. Where processes share
+    a batch, `pixels` is the mean of their `pixels_to_average`: then the mean of their losses is the loss of the batch.
     """
 
     def cross_entropy(logits: Tensor) -> Tensor:
-        return segmentation_loss(logits, labels, average=config.average, class_weights=class_weights)
+        return segmentation_loss(
+            logits, labels, average=config.average, pixels=pixels, class_weights=class_weights
+        )
 
     unconditional = cross_entropy(unconditional_logits)
     if conditional_logits is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffcli.domains import IGNORE_ID
+from diffcli.classes import IGNORE_ID
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ConfusionMatrix:
     def update(self, predictions: Tensor, labels: Tensor) -> None:
         """Add integer maps of one shape: predictions in 0..classes-1, labels likewise or 255."""
         kept = labels != IGNORE_ID
-        cells = labels[kept].long() * self.classes + predictions[kept].long()
+        cells = (labels.long() * self.classes + predictions.long())[kept]
         counts = torch.bincount(cells, minlength=self.classes**2).reshape(self.classes, self.classes)
         self.counts += counts.cpu()
 

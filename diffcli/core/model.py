@@ -1,23 +1,24 @@
-"""The model: frozen extractor and trained decoder joined, and how it segments an image."""
+"""The model: frozen extractor and trained decoder joined; images to logits."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.config import EvalConfig, ModelConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.capture import cuda_graphs
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.classes import IGNORE_ID
+from diffcli.config.settings import DEFAULT_UNET_BATCH, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import Noise, resize_nearest, seeded_noise
-from diffcli.core.loading import load_backbone
-from diffcli.domains import IGNORE_ID
+from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
+from diffcli.runtime.device import Precision
 
-Precision = Literal["float32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NoiseSource = Callable[[int, Sequence[str]], Noise]
 """(seed, identities of a batch) -> the Gaussians of one pass over it; `seeded_noise` is the usual one."""
@@ -52,8 +53,12 @@ class SegmentationModel:
         return self.extractor.backbone.device
 
     def compile(self) -> None:
-        """Compile the U-Net at its first use (torch.compile), which takes its time; the same numbers to rounding."""
+        """Compile the U-Net (torch.compile) at its first use, which takes minutes; the same numbers to rounding."""
         self.extractor.backbone.network.compile()
+
+    def capture(self) -> None:
+        """Launch the U-Net's steps as CUDA graphs from now on; the same numbers. Needs a CUDA device."""
+        self.extractor.backbone.network.capture(cuda_graphs())
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the decoder runs."""
@@ -108,13 +113,17 @@ def build_model(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    backbone_precision: Precision | None = None,
     seed: int = 0,
+    max_unet_batch: int = DEFAULT_UNET_BATCH,
 ) -> SegmentationModel:
     """Load the frozen diffusion model and initialise a fresh decoder on top of it.
 
     Args:
-        precision: the diffusion model's dtype, and the autocast dtype of the decoder (whose weights stay float32).
+        precision: the autocast dtype of the decoder (whose weights stay float32).
+        backbone_precision: the diffusion model's dtype; None takes `precision`.
         seed: of the decoder's initial weights.
+        max_unet_batch: most rows of one U-Net call.
 
     Raises:
         BackboneError: the diffusion model cannot be loaded.
@@ -124,16 +133,24 @@ def build_model(
         config.backbone,
         prompts=(inversion.prompt, inversion.negative_prompt, *inversion.class_prompts.values()),
         device=torch.device(device),
-        dtype=DTYPES[precision],
+        dtype=DTYPES[backbone_precision or precision],
+        last_timestep=inversion.last_timestep,
     )
-    return join(config, backbone, precision=precision, seed=seed)
+    return join(config, backbone, precision=precision, seed=seed, max_unet_batch=max_unet_batch)
 
 
 def join(
-    config: ModelConfig, backbone: DiffusionBackbone, *, precision: Precision = "float32", seed: int = 0
+    config: ModelConfig,
+    backbone: DiffusionBackbone,
+    *,
+    precision: Precision = "float32",
+    seed: int = 0,
+    max_unet_batch: int = DEFAULT_UNET_BATCH,
 ) -> SegmentationModel:
     """A model on an already loaded backbone, its decoder freshly initialised from `seed`."""
-    extractor = DiffusionFeatureExtractor(backbone, config.inversion, kinds=config.decoder.features)
+    extractor = DiffusionFeatureExtractor(
+        backbone, config.inversion, kinds=config.decoder.features, max_unet_batch=max_unet_batch
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = SegmentationDecoder(
@@ -147,109 +164,9 @@ def join(
     )
 
 
-def segment(
-    model: SegmentationModel,
-    images: Tensor,
-    *,
-    config: EvalConfig,
-    identities: Sequence[str] | None = None,
-    references: Sequence[Tensor | None] | None = None,
-    noise_source: NoiseSource = seeded_noise,
-) -> Tensor:
-    """B,3,H,W images in [-1,1] to B,classes,H,W class probabilities or logits at the images' size, as configured.
-
-    One plain pass returns logits; several (scales, flip, windows) return the mean of their softmax maps, whose
-    argmax is the prediction either way. With config.reference == "prediction" a first pass makes the reference
-    of a second one (method section 2); "none" and "labels" use `references` as given. `noise_source` is that of
-    whole images: a sliding window seeds each of its places by itself.
-    """
-    names = list(identities) if identities is not None else [content_identity(image) for image in images]
-
-    def once(references: Sequence[Tensor | None] | None) -> Tensor:
-        passes = [
-            (scale, mirrored)
-            for scale in config.scales
-            for mirrored in ((False, True) if config.flip else (False,))
-        ]
-        run = _windowed(model, config) if config.mode == "slide" else _whole(model, noise_source)
-        if passes == [(1.0, False)]:
-            return run(images, names, references)
-        total = sum(
-            _varied(run, images, names, references, scale=scale, mirrored=mirrored).softmax(1)
-            for scale, mirrored in passes
-        )
-        assert isinstance(total, Tensor)
-        return total / len(passes)
-
-    if config.reference != "prediction" or references is not None:
-        return once(references)
-    return once(list(once(None).argmax(1)))
-
-
-_Run = Callable[[Tensor, Sequence[str], Sequence[Tensor | None] | None], Tensor]
-
-
-def _whole(model: SegmentationModel, noise_source: NoiseSource) -> _Run:
-    return lambda images, names, references: model.logits(
-        images, identities=names, references=references, noise_source=noise_source
-    )
-
-
-def _varied(
-    run: _Run,
-    images: Tensor,
-    names: Sequence[str],
-    references: Sequence[Tensor | None] | None,
-    *,
-    scale: float,
-    mirrored: bool,
-) -> Tensor:
-    """One test-time variant: scaled and mirrored on the way in, back on the way out."""
-    size = images.shape[-2:]
-    varied = images
-    if scale != 1.0:
-        target = [max(1, round(side * scale)) for side in size]
-        varied = F.interpolate(images, target, mode="bilinear", align_corners=False, antialias=scale < 1)
-    if mirrored:
-        varied = varied.flip(-1)
-        references = None if references is None else [r if r is None else r.flip(-1) for r in references]
-    out = run(varied, names, references)
-    out = out.flip(-1) if mirrored else out
-    return F.interpolate(out, size, mode="bilinear", align_corners=False) if scale != 1.0 else out
-
-
-def _windowed(model: SegmentationModel, config: EvalConfig) -> _Run:
-    """Logits averaged over a sliding window; each window's noise is seeded by the image and its place in it."""
-
-    def run(images: Tensor, names: Sequence[str], references: Sequence[Tensor | None] | None) -> Tensor:
-        height, width = images.shape[-2:]
-        total = torch.zeros(len(images), len(model.config.classes), height, width, device=model.device)
-        count = torch.zeros(1, 1, height, width, device=model.device)
-        for top in window_starts(height, config.window.height, config.stride.height):
-            for left in window_starts(width, config.window.width, config.stride.width):
-                place = (..., slice(top, top + config.window.height), slice(left, left + config.window.width))
-                own = None
-                if references is not None:
-                    own = [r if r is None else resize_nearest(r, (height, width))[place] for r in references]
-                total[place] += model.logits(
-                    images[place], identities=[f"{name}@{left},{top}" for name in names], references=own
-                )
-                count[place] += 1
-        return total / count
-
-    return run
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of windows that cover `length`, the last one flush with the end."""
-    if length <= window:
-        return [0]
-    return [*range(0, length - window, stride), length - window]
-
-
 def to_model_range(images: Tensor) -> Tensor:
     """B,H,W,3 uint8 to B,3,H,W float32 in [-1,1]."""
-    return (images.movedim(-1, 1).float() - 127.5) / 127.5
+    return (images.movedim(-1, 1).float() - PIXEL_MEAN) / PIXEL_SCALE
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, value: float) -> Tensor:

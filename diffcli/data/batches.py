@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffcli.data.dataset import TrainingSample, TrainingSet
 from diffcli.errors import DiffError
+
+_Loaded = tuple[TrainingSample, list[DiffError]] | DiffError
+"""A sample with the faults of those in whose place it was drawn, or the fault that ends the run."""
+
+ATTEMPTS = 20
+"""Samples drawn in the place of a bad one before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Batch:
     """B,H,W int64 train ids."""
     identities: list[str]
     files: list[str]
+    faults: list[DiffError] = field(default_factory=list)
+    """Why samples could not be used in whose place others were drawn."""
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which a GPU copies while the processor goes on; the loader asks for it."""
@@ -35,15 +43,25 @@ class Batch:
 
 
 def training_batches(
-    samples: TrainingSet, *, draws: Sequence[int], batch_size: int, workers: int, pin: bool = False
+    samples: TrainingSet,
+    *,
+    draws: Sequence[int],
+    batch_size: int,
+    workers: int,
+    pin: bool = False,
+    skip: bool = False,
 ) -> Iterator[Batch]:
     """Batches of the numbered samples, in order; with `pin` in page-locked memory, for a GPU.
 
+    Args:
+        skip: draw another sample in the place of one that cannot be used, the same one whenever the draw is repeated.
+
     Raises:
-        DiffError: a sample cannot be used; raised when its batch is due, with everything before it delivered.
+        DiffError: a sample cannot be used; raised when its batch is due, with everything before it delivered. With
+            `skip`, only where none of `ATTEMPTS` others can be used either.
     """
-    loader: DataLoader[TrainingSample | DiffError] = DataLoader(
-        _Guarded(samples),
+    loader: DataLoader[_Loaded] = DataLoader(
+        _Guarded(samples, attempts=ATTEMPTS if skip else 1),
         batch_size=batch_size,
         sampler=draws,
         num_workers=workers,
@@ -65,28 +83,35 @@ def single_threaded(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
-class _Guarded(Dataset[TrainingSample | DiffError]):
+class _Guarded(Dataset[_Loaded]):
     """Hands a user's fault from a worker process to the main one as a value, so that its message stays clean."""
 
-    def __init__(self, samples: TrainingSet) -> None:
+    def __init__(self, samples: TrainingSet, *, attempts: int) -> None:
         self.samples = samples
+        self.attempts = attempts
 
-    def __getitem__(self, draw: int) -> TrainingSample | DiffError:
-        try:
-            return self.samples[draw]
-        except DiffError as error:
-            return error
+    def __getitem__(self, draw: int) -> _Loaded:
+        faults: list[DiffError] = []
+        for attempt in range(self.attempts):
+            try:
+                return self.samples.sample(draw, attempt=attempt), faults
+            except DiffError as error:
+                faults.append(error)
+        return faults[0]
 
 
-def _collate(samples: list[TrainingSample | DiffError]) -> Batch | DiffError:
-    good = []
+def _collate(samples: list[_Loaded]) -> Batch | DiffError:
+    good: list[TrainingSample] = []
+    faults: list[DiffError] = []
     for sample in samples:
         if isinstance(sample, DiffError):
             return sample
-        good.append(sample)
+        good.append(sample[0])
+        faults += sample[1]
     return Batch(
         images=torch.from_numpy(np.stack([sample["image"] for sample in good])),
         labels=torch.from_numpy(np.stack([sample["label"] for sample in good])).long(),
         identities=[sample["identity"] for sample in good],
         files=[sample["file"] for sample in good],
+        faults=faults,
     )

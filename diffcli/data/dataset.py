@@ -12,33 +12,29 @@ from typing import Literal, TypedDict
 import cv2
 import numpy as np
 
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
+from diffcli.config.domain import DomainConfig, FolderDomain, KnownDomain, MiniworldDomain
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
 from diffcli.data.domain import Domain, Sample, Scene
+from diffcli.data.domains import DOMAINS, MINIWORLD_SOURCE, DomainSpec
+from diffcli.data.folder import folder_spec
 from diffcli.data.images import Image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
-from diffcli.data.listing import Missing, Pair, Place, find_pairs, find_place
+from diffcli.data.listing import Missing, Pair, Place, archives, find_pairs
+from diffcli.data.patterns import ID, SPLIT, split_name
 from diffcli.data.roots import (
     Located,
-    describe_layouts,
     expand_domains,
     find_root,
     known_domain,
     known_domains,
+    label_classes,
     locate,
     vistas_encoding,
 )
+from diffcli.data.splits import choose_split, held_out, nothing_here, places_of, unpaired
 from diffcli.data.statistics import ClassStatistics, RareClasses, rare_classes
 from diffcli.data.transforms import IMAGE_PADDING, draw_crop, flip_horizontally, pad, photometric_distortion
-from diffcli.domains import (
-    CITYSCAPES_CLASSES,
-    DOMAINS,
-    IGNORE_ID,
-    MINIWORLD_SOURCE,
-    DomainSpec,
-    LabelEncoding,
-    LabelFiles,
-    Layout,
-)
 from diffcli.errors import ConfigError, DataError
 
 __all__ = [
@@ -58,10 +54,12 @@ __all__ = [
 
 Purpose = Literal["train", "eval"]
 
+CROP_TRIES = 10
+"""A crop is redrawn at most this often (method section 3)."""
 SCENES: dict[Purpose, int] = {"train": 512, "eval": 32}
 """Scenes of the miniature world where YAML gives no count."""
 FIRST_SCENE = {"train": 0, "val": 1_000_000, "test": 2_000_000}
-"""Where each split starts, so that no two share a scene."""
+"""Where each split starts, so that no two have a scene in common."""
 
 
 def open_domain(
@@ -84,7 +82,7 @@ def open_domain(
         spec = DOMAINS[MINIWORLD_SOURCE]
     if spec.members:
         domain = _join(spec, config, purpose, classes)
-    elif spec.rendered is not None:
+    elif isinstance(config, MiniworldDomain):
         domain = _rendered(spec, config, purpose, classes)
     else:
         try:
@@ -115,32 +113,34 @@ def find_splits(config: DomainConfig, *, classes: Sequence[str] = CITYSCAPES_CLA
         return find_splits(config.model_copy(update={"domain": spec.members[0]}), classes=classes)
     if spec.rendered is not None:
         return [spec.eval_split]
-    if spec.name == "folder":
-        spec = _folder_spec(config, classes)
+    if isinstance(config, FolderDomain):
+        spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
-    found = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
+    found = list(dict.fromkeys(place.name or "train" for place in places_of(spec, root, asked=config.split)))
     if not found:
-        raise DataError(
-            f"{spec.name}: no images here", where=str(root), hint=f"expected {describe_layouts(spec)}"
-        )
-    return found
+        raise nothing_here(spec, root)
+    assert not isinstance(config, MiniworldDomain), "it is rendered"
+    return ["train", "val", *found[1:]] if config.val_fraction is not None else found
 
 
 def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[str]) -> None:
-    """Settings that the domain would silently ignore, or that contradict the classes, are errors."""
-    own = ("images", "labels", "label_ids", "label_colors")
-    strays = [key for key in own if getattr(config, key) is not None and spec.name != "folder"]
-    if strays:
-        raise ConfigError(
-            f"{strays[0]} belongs to domain: folder, not to {spec.name}",
-            hint="write domain: folder, or drop the key",
-        )
-    if config.count is not None and spec.folder != "miniworld":
-        raise ConfigError(
-            f"count belongs to miniworld, not to {spec.name}", hint="write limit to take fewer samples"
-        )
-    if config.split is not None and config.split not in FIRST_SCENE:
+    """Raise a ConfigError for settings that do not apply to the domain, or that contradict the classes."""
+    if isinstance(config, FolderDomain):
+        _check_folder(config, classes)
+        return
+    if config.split is not None and split_name(config.split) is None:
         raise ConfigError(f"unknown split {config.split!r}", hint="splits are train, val and test")
+    if isinstance(config, KnownDomain) and config.val_fraction is not None and spec.members:
+        raise ConfigError(f"val_fraction does not apply to {spec.name}", hint="name one of its parts")
+    if not set(classes) & {*CITYSCAPES_CLASSES, *spec.classes}:
+        raise ConfigError(
+            f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
+            hint="use domain: folder for other classes",
+        )
+
+
+def _check_folder(config: FolderDomain, classes: Sequence[str]) -> None:
+    """Train ids are those of the classes; prefix and suffix belong to a folder's name, not to a pattern."""
     used = [*(config.label_ids or {}).values(), *(i for _, i in config.label_colors or ())]
     outside = sorted({i for i in used if not (0 <= i < len(classes) or i == IGNORE_ID)})
     if outside:
@@ -148,13 +148,17 @@ def _check_settings(config: DomainConfig, spec: DomainSpec, classes: Sequence[st
             f"label_ids or label_colors name train ids {outside}, but there are {len(classes)} classes",
             hint="train ids are the positions in model.classes; 255 ignores",
         )
-    if any(not -2 <= value < 65536 for value in config.label_ids or ()):
-        raise ConfigError("label_ids names values that no label file holds", hint="values are -2 .. 65535")
-    if spec.name != "folder" and not set(classes) & set(CITYSCAPES_CLASSES):
-        raise ConfigError(
-            f"{spec.name} has Cityscapes' classes, and model.classes names none of them",
-            hint="use domain: folder for own classes",
-        )
+    for what in ("image", "label"):
+        text = getattr(config, f"{what}s")
+        if ID in text and (getattr(config, f"{what}_prefix") or getattr(config, f"{what}_suffix")):
+            raise ConfigError(
+                f"{what}s is a pattern and {what}_prefix or {what}_suffix is set as well",
+                hint=f"write all of it into {what}s: {text}",
+            )
+        if "{" in text.replace(ID, "").replace(SPLIT, ""):
+            raise ConfigError(
+                f"{what}s: {text} has an unknown placeholder", hint=f"there are {ID} and {SPLIT}"
+            )
 
 
 def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
@@ -187,10 +191,12 @@ def _join(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Seq
     )
 
 
-def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
+def _rendered(spec: DomainSpec, config: MiniworldDomain, purpose: Purpose, classes: Sequence[str]) -> Domain:
     """Scenes of the miniature world; nothing is rendered yet."""
     assert spec.rendered is not None
-    split = config.split or ("train" if purpose == "train" else "val")
+    split = split_name(config.split or "") or ("train" if purpose == "train" else "val")
+    if split not in FIRST_SCENE:
+        raise ConfigError(f"{spec.name} has no split {split}", hint="its splits are train, val and test")
     first = FIRST_SCENE[split]
     scenes = (Scene(config.seed, first + i, spec.rendered) for i in range(config.count or SCENES[purpose]))
     samples = [
@@ -201,58 +207,41 @@ def _rendered(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes:
         config.name or spec.name,
         samples,
         classes=classes,
+        split=split,
         resize=config.resize,
         eval_size=config.eval_size,
     )
 
 
-def _listed(spec: DomainSpec, config: DomainConfig, purpose: Purpose, classes: Sequence[str]) -> Domain:
-    """Samples that lie on disk."""
-    if spec.name == "folder":
-        spec = _folder_spec(config, classes)
+def _listed(
+    spec: DomainSpec, config: KnownDomain | FolderDomain, purpose: Purpose, classes: Sequence[str]
+) -> Domain:
+    """Samples that are on disk."""
+    if isinstance(config, FolderDomain):
+        spec = folder_spec(config, classes)
     root = find_root(spec, config.root)
-    place, split = _find_split(spec, config, root, purpose)
+    usual = "train" if purpose == "train" else "val" if config.val_fraction else spec.eval_split
+    wanted = config.split or usual
+    place, part = choose_split(spec, config, root, wanted=wanted)
     pairs, missing = find_pairs(place)
     labelled = [pair for pair in pairs if pair.label is not None]
-    if purpose == "train" and not labelled:
-        raise DataError(
-            f"{spec.name}: no image here has a label" if pairs else f"{spec.name}: no images here",
-            where=str(place.images()),
-            hint=f"training needs labels; expected {describe_layouts(spec)}, each named like its image",
-        )
+    if not pairs or (not labelled and (purpose == "train" or missing.images)):
+        raise unpaired(spec, place, pairs, missing, purpose)
     kept = labelled or pairs
-    if not kept:
-        raise DataError(
-            f"{spec.name}: no images here",
-            where=str(place.images()),
-            hint=f"expected {describe_layouts(spec)}",
-        )
+    if part:
+        kept = held_out(kept, part=part, fraction=config.val_fraction or 0, seed=config.val_seed)
+    split = part or place.name
     return Domain(
         config.name or (root.resolve().name if spec.name == "folder" else spec.name),
-        [_sample(pair, split if place.split else "") for pair in kept],
+        [_sample(pair, split if part or place.split else "") for pair in kept],
         classes=classes,
         readers=_readers(spec, place, root, classes),
         missing=missing,
+        split=split,
         resize=config.resize,
         eval_size=config.eval_size,
         aspect_tolerance=0.1 if spec.labels_may_differ else 0.01,
-    )
-
-
-def _find_split(spec: DomainSpec, config: DomainConfig, root: Path, purpose: Purpose) -> tuple[Place, str]:
-    """Where the split lies; without one in YAML the usual one, or the whole of an undivided set."""
-    usual = "train" if purpose == "train" else spec.eval_split
-    wanted = (config.split,) if config.split is not None else (usual, "")
-    for split in wanted:
-        place = find_place(root, spec.layouts, split)
-        if place is not None:
-            return place, split
-    others = [split for split in FIRST_SCENE if find_place(root, spec.layouts, split) is not None]
-    raise DataError(
-        f"{spec.name}: no {wanted[0]} images here"
-        + (f", but there is {', '.join(others)}" if others else ""),
-        where=str(root),
-        hint=f"expected {describe_layouts(spec)}" + (f"; or set split: {others[0]}" if others else ""),
+        archives=archives(place),
     )
 
 
@@ -267,24 +256,16 @@ def _sample(pair: Pair, split: str) -> Sample:
 
 def _readers(spec: DomainSpec, place: Place, root: Path, classes: Sequence[str]) -> list[LabelReader]:
     """One reader for each kind of label files of the layout."""
-    own = spec.name == "folder"
-    train_ids = (*range(len(classes)),) if own else train_ids_by_name(classes)
-    return [LabelReader(vistas_encoding(files, place.base, root), train_ids) for files in place.layout.labels]
-
-
-def _folder_spec(config: DomainConfig, classes: Sequence[str]) -> DomainSpec:
-    """The layouts of a user's own folder: images/ and labels/, with or without split folders in either order."""
-    images, labels = config.images or "images", config.labels or "labels"
-    if config.label_ids is None and config.label_colors is None:
-        encoding = LabelEncoding(ids={i: i for i in range(len(classes))})
-    else:
-        encoding = LabelEncoding(ids=config.label_ids or {}, colors=tuple(config.label_colors or ()))
-    layouts = (
-        Layout(f"{images}/{{split}}", (LabelFiles(f"{labels}/{{split}}", encoding),)),
-        Layout(f"{{split}}/{images}", (LabelFiles(f"{{split}}/{labels}", encoding),)),
-        Layout(images, (LabelFiles(labels, encoding),)),
-    )
-    return replace(DOMAINS["folder"], layouts=layouts)
+    if spec.name == "folder":
+        return [LabelReader(files.encoding, (*range(len(classes)),)) for files in place.layout.labels]
+    names, by_cityscapes = label_classes(spec, classes), train_ids_by_name(classes)
+    readers = []
+    for files in place.layout.labels:
+        if files.own is not None and names != CITYSCAPES_CLASSES:
+            readers.append(LabelReader(files.own, train_ids_by_name(classes, names=names)))
+        else:
+            readers.append(LabelReader(vistas_encoding(files, place.base, root), by_cityscapes))
+    return readers
 
 
 class TrainingSample(TypedDict):
@@ -338,8 +319,16 @@ class TrainingSet:
         return len(self.domain)
 
     def __getitem__(self, draw: int) -> TrainingSample:
-        rng = np.random.default_rng([self.seed, draw, 0])
-        index, wanted = self._pick(draw, rng)
+        return self.sample(draw)
+
+    def sample(self, draw: int, *, attempt: int = 0) -> TrainingSample:
+        """Sample `draw`; with another `attempt` the one that takes its place where it cannot be used.
+
+        Raises:
+            DataError: the sample cannot be used.
+        """
+        rng = np.random.default_rng([self.seed, draw, 2, attempt] if attempt else [self.seed, draw, 0])
+        index, wanted = self._pick(draw, rng, attempt)
         image, label = self.domain.load(index)
         image, label = self._augment(image, label, wanted, rng)
         return TrainingSample(
@@ -350,9 +339,11 @@ class TrainingSet:
             file=self.domain.file(index),
         )
 
-    def _pick(self, draw: int, rng: np.random.Generator) -> tuple[int, int | None]:
+    def _pick(self, draw: int, rng: np.random.Generator, attempt: int) -> tuple[int, int | None]:
         """(sample index, train id that its crop must hold, if any)."""
         if self.rare is None:
+            if attempt:
+                return int(rng.integers(len(self.domain))), None
             epoch, position = divmod(draw, len(self.domain))
             order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.domain))
             return int(order[position]), None
@@ -367,7 +358,7 @@ class TrainingSet:
             label,
             size=settings.crop,
             rng=rng,
-            tries=settings.crop_tries,
+            tries=CROP_TRIES,
             max_share=settings.crop_max_share,
             wanted=wanted,
             min_pixels=self.min_crop_pixels,

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from diffcli.config import Size
+from diffcli.classes import IGNORE_ID
+from diffcli.config.size import Size
+from diffcli.data.domains import TRAIN_IDS
 from diffcli.data.images import Image, read_image
 from diffcli.data.labels import Label, LabelReader, train_ids_by_name
 from diffcli.data.listing import Missing
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image, resize_label
-from diffcli.domains import IGNORE_ID, TRAIN_IDS
 from diffcli.errors import DataError
 
 
@@ -48,6 +49,8 @@ class Domain:
         name: as in tables, for example camvid_day, acdc/night, miniworld/fog.
         samples: in a fixed order.
         missing: images without label and labels without image, found while listing.
+        split: train, val, test, the name of another split's folder, or empty for an undivided set.
+        archives: archives among the images and labels that have not been unpacked.
         classes: names of the train ids that labels come in.
         eval_size: the network sees its images at this size; None leaves it to eval.size.
     """
@@ -60,15 +63,19 @@ class Domain:
         classes: Sequence[str],
         readers: Sequence[LabelReader] = (),
         missing: Missing = Missing(),  # noqa: B008 (frozen)
+        split: str = "",
         resize: Size | None = None,
         eval_size: Size | None = None,
         aspect_tolerance: float = 0.01,
+        archives: Sequence[Path] = (),
     ) -> None:
         self.name = name
         self.samples = tuple(samples)
         self.classes = tuple(classes)
         self.readers = tuple(readers)
         self.missing = missing
+        self.split = split
+        self.archives = tuple(archives)
         self.resize = resize
         self.eval_size = eval_size
         self._aspect_tolerance = aspect_tolerance
@@ -123,6 +130,11 @@ class Domain:
         sample = self.samples[index]
         return self.identity(index) if sample.image is None else str(sample.image)
 
+    def same_shape(self, image: Size, label: Size) -> bool:
+        """Whether a label of one size belongs to an image of the other: the sides have the same ratio."""
+        product = image.height * label.width
+        return abs(product - image.width * label.height) <= self._aspect_tolerance * product
+
     def _render(self, scene: Scene) -> tuple[Image, Label]:
         size = self.resize
         if size is None:
@@ -145,10 +157,7 @@ class Domain:
             stored = read_image(sample.image, upright=False)
             if stored.shape[:2] == label.shape:
                 return stored, label
-        if (
-            abs(height * label.shape[1] - width * label.shape[0])
-            > self._aspect_tolerance * height * label.shape[1]
-        ):
+        if not self.same_shape(Size(width, height), Size(label.shape[1], label.shape[0])):
             raise DataError(
                 f"the image is {width}x{height}, but its label {label.shape[1]}x{label.shape[0]}",
                 where=f"{sample.image} and {sample.label}",

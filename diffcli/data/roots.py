@@ -3,20 +3,15 @@
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffcli.config import DomainConfig
-from diffcli.data.listing import find_pairs, find_place
-from diffcli.domains import (
-    DOMAINS,
-    SPLITS,
-    DomainSpec,
-    LabelEncoding,
-    LabelFiles,
-    vistas_train_id,
-)
+from diffcli.classes import CITYSCAPES_CLASSES
+from diffcli.config.domain import DomainConfig, domain_config
+from diffcli.data.domains import DOMAINS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
+from diffcli.data.listing import describe, find_pairs, find_places
+from diffcli.data.patterns import is_archive
 from diffcli.errors import ConfigError, DataError
 
 DATA_VARIABLE = "DIFFCLI_DATA"
@@ -41,28 +36,29 @@ def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig
     """What `--domain` means: one name or a comma list.
 
     acdc is its four conditions and all of them together, miniworld its five unseen looks, and all is every domain to
-    evaluate on that lies under DIFFCLI_DATA (with none there, the miniature world). `root` is where the one named
-    domain lies.
+    evaluate on that is below `root`, or below DIFFCLI_DATA (with none there, the miniature world). `root` is the folder
+    that holds the domains' folders, or the domain's folder itself (`find_root`).
 
     Raises:
-        ConfigError: an unknown name, an empty list, or a root for several domains.
+        ConfigError: an unknown name, an empty list, or a root for domains that are rendered.
     """
     asked = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not asked:
         raise ConfigError(
             "no domain is named", hint="--domain cityscapes, --domain acdc/night,bdd100k or --domain all"
         )
-    found = list(dict.fromkeys(part for name in asked for part in _expanded(name)))
-    if root is not None and len({known_domain(name).folder for name in found}) > 1:
-        raise ConfigError(
-            "one root was given for several domains", hint=f"set {DATA_VARIABLE}, or name one domain"
-        )
-    return [DomainConfig(domain=name, root=root) for name in found]
+    found = list(dict.fromkeys(part for name in asked for part in _expanded(name, root)))
+    if root is not None and all(known_domain(name).folder == "miniworld" for name in found):
+        raise ConfigError("the miniature world is rendered: a root does not apply to it")
+    return [
+        domain_config(name) if known_domain(name).folder == "miniworld" else domain_config(name, root=root)
+        for name in found
+    ]
 
 
-def _expanded(name: str) -> Iterator[str]:
+def _expanded(name: str, root: Path | None) -> Iterator[str]:
     if name == "all":
-        yield from _all_found() or DOMAINS["miniworld"].members
+        yield from _all_found(root) or DOMAINS["miniworld"].members
         return
     spec = known_domain(name)
     yield from spec.members
@@ -70,24 +66,25 @@ def _expanded(name: str) -> Iterator[str]:
         yield spec.name
 
 
-def _all_found() -> list[str]:
-    """Domains to evaluate on that lie, with labels, under DIFFCLI_DATA; a joined one where all its members do."""
+def _all_found(root: Path | None) -> list[str]:
+    """Domains to evaluate on that have labels below a folder of domains; a joined one where all its members do."""
+    data = _data_folder() if root is None else root
     found: list[str] = []
-    for spec in known_domains():
+    for spec in known_domains() if data is not None else ():
         if spec.members:
-            members = [name for name in spec.members if _can_be_evaluated(DOMAINS[name])]
+            members = [name for name in spec.members if _can_be_evaluated(DOMAINS[name], data)]
             found += [*members, spec.name] if len(members) == len(spec.members) else members
-        elif spec.name == spec.folder and not spec.source_only and _can_be_evaluated(spec):
+        elif spec.name == spec.folder and not spec.source_only and _can_be_evaluated(spec, data):
             found.append(spec.name)
     return found
 
 
-def _can_be_evaluated(spec: DomainSpec) -> bool:
-    data = _data_folder()
-    if data is None or not (data / spec.folder).is_dir():
+def _can_be_evaluated(spec: DomainSpec, data: Path | None) -> bool:
+    root = None if data is None else _folder_of(spec, data)
+    if root is None:
         return False
-    places = (find_place(data / spec.folder, spec.layouts, split) for split in (spec.eval_split, ""))
-    return any(pair.label is not None for place in places if place for pair in find_pairs(place)[0])
+    places = [place for place in find_places(root, spec.layouts) if place.name in (spec.eval_split, "")]
+    return any(pair.label is not None for place in places for pair in find_pairs(place)[0])
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Located:
 
 
 def locate(root: Path | None = None) -> list[Located]:
-    """What of every known domain lies on this disk: under DIFFCLI_DATA/<domain>, or under `root`/<domain>.
+    """What of every known domain is on this disk: in DIFFCLI_DATA/<domain>, or in `root`/<domain>.
 
     Joined domains (acdc, miniworld) and `folder` are left out: their parts, and YAML, say where they are.
     """
@@ -120,15 +117,13 @@ def _located(spec: DomainSpec, data: Path | None) -> Located:
     folder = _data_folder() if data is None else data
     if spec.rendered is not None or folder is None:
         return Located(spec)
-    root = folder / spec.folder
+    root = _folder_of(spec, folder)
     images, labelled = {}, {}
-    for split in SPLITS if root.is_dir() else ():
-        place = find_place(root, spec.layouts, split)
-        if place is not None:
-            pairs, _ = find_pairs(place)
-            images[split] = len(pairs)
-            labelled[split] = sum(pair.label is not None for pair in pairs)
-    return Located(spec, root, images, labelled)
+    for place in find_places(root, spec.layouts) if root is not None else ():
+        pairs, _ = find_pairs(place)
+        images[place.name or "train"] = len(pairs)
+        labelled[place.name or "train"] = sum(pair.label is not None for pair in pairs)
+    return Located(spec, root or folder / spec.folder, images, labelled)
 
 
 def _data_folder() -> Path | None:
@@ -136,38 +131,67 @@ def _data_folder() -> Path | None:
     return Path(value).expanduser() if value else None
 
 
+def _folder_of(spec: DomainSpec, data: Path) -> Path | None:
+    """The domain's folder in a folder of domains, whatever the case and the dashes of its name; None without one."""
+    if (data / spec.folder).is_dir():
+        return data / spec.folder
+    if not data.is_dir():
+        return None
+    with os.scandir(data) as entries:
+        found = sorted(e.path for e in entries if _plain(e.name) == _plain(spec.folder) and e.is_dir())
+    return Path(found[0]) if found else None
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
 def find_root(spec: DomainSpec, root: Path | None) -> Path:
-    """The folder of a domain: `root`, or DIFFCLI_DATA/<domain>. Raises DataError where there is none."""
-    expected = f"expected there: {describe_layouts(spec)}"
+    """The folder of a domain: in `root` (or in DIFFCLI_DATA) the one named like the domain, else `root` itself.
+
+    Raises:
+        DataError: there is no such folder.
+        ConfigError: no root is set for the domain `folder`.
+    """
     if root is None and spec.name == "folder":
         raise ConfigError(
             "domain folder needs a root", hint="set root: to the folder that holds images/ and labels/"
         )
-    if root is None:
-        data = _data_folder()
-        if data is None:
-            raise DataError(
-                f"{spec.name}: no root is set",
-                hint=f"set root: in YAML, --root, or the variable {DATA_VARIABLE} to the folder that holds "
-                f"{spec.folder}/; {expected}",
-            )
-        root = data / spec.folder
-    root = Path(root).expanduser()
-    if not root.is_dir():
+    expected = f"expected there: {describe(spec.layouts)}"
+    data = _data_folder() if root is None else Path(root).expanduser()
+    if data is None:
+        raise DataError(
+            f"{spec.name}: no root is set",
+            hint=f"set root: in YAML, --root, or the variable {DATA_VARIABLE} to the folder that holds "
+            f"{spec.folder}/; {expected}",
+        )
+    if not data.is_dir() or (root is None and _folder_of(spec, data) is None):
+        wanted = data / spec.folder if root is None else data
+        unpack = "unpack this archive" if is_archive(wanted.name) else ""
         raise DataError(
             f"{spec.name}: there is no such folder",
-            where=str(root),
-            hint=f"set root: in YAML or --root, or put it at {DATA_VARIABLE}/{spec.folder}; {expected}",
+            where=str(wanted),
+            hint=unpack
+            or f"set root: in YAML or --root, or put it at {DATA_VARIABLE}/{spec.folder}; {expected}",
         )
-    return root
+    found = None if spec.name == "folder" else _folder_of(spec, data)
+    return data if found is None or _is_itself(spec, data) else found
 
 
-def describe_layouts(spec: DomainSpec) -> str:
-    """The layouts in words, for errors: "leftImg8bit/{split}/**/*_leftImg8bit.png with gtFine/..."."""
-    return " or ".join(
-        f"{layout.images}/**/*{layout.image_suffix}.* with {layout.labels[0].folder}/**/*{layout.labels[0].suffix}.*"
-        for layout in spec.layouts
-    )
+def _is_itself(spec: DomainSpec, root: Path) -> bool:
+    """Whether a folder that holds one named like the domain is the domain's folder all the same."""
+    return any(place.base == root for place in find_places(root, spec.layouts))
+
+
+def other_folders(spec: DomainSpec) -> tuple[str, ...]:
+    """Names of folders that belong to other known domains, so that they are not taken for a part of this one."""
+    return tuple({one.folder for one in DOMAINS.values()} - {spec.folder, "folder"})
+
+
+def label_classes(spec: DomainSpec, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes by whose names a known domain's labels are read: its own where a model names one of them."""
+    own = set(classes) & set(spec.classes) - set(CITYSCAPES_CLASSES)
+    return spec.classes if own else CITYSCAPES_CLASSES
 
 
 def vistas_encoding(files: LabelFiles, *folders: Path) -> LabelEncoding:

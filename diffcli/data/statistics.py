@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli.config import RareClassConfig
+from diffcli.config.settings import RareClassConfig
 from diffcli.data.domain import Domain
 from diffcli.data.labels import Label
 from diffcli.data.transforms import class_counts
@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 T = TypeVar("T")
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,12 @@ def rare_classes(statistics: ClassStatistics, config: RareClassConfig) -> RareCl
 
 
 def class_statistics(
-    domain: Domain, *, workers: int = 4, progress: Progress | None = None, cache: Path | None = None
+    domain: Domain,
+    *,
+    workers: int = 4,
+    progress: Progress | None = None,
+    cache: Path | None = None,
+    faults: dict[int, DataError] | None = None,
 ) -> ClassStatistics:
     """Pixels of each class in each sample, from the cache where the same files were counted before.
 
@@ -119,14 +124,17 @@ def class_statistics(
     Args:
         workers: threads that decode (decoding leaves the interpreter's lock).
         progress: called with (done, total) after each sample.
+        faults: receives sample -> why its label cannot be read; such samples count nothing, and nothing is cached.
 
     Raises:
-        DataError: a label is missing, damaged or holds values outside the mapping.
+        DataError: a label is missing, damaged or holds values outside the mapping, and no `faults` are kept.
     """
     statistics = kept_statistics(domain, cache=cache)
     if statistics is None:
-        statistics = _count(domain, workers=workers, progress=progress)
-        keep_statistics(domain, statistics, cache=cache)
+        known = len(faults or ())
+        statistics = _count(domain, workers=workers, progress=progress, faults=faults)
+        if len(faults or ()) == known:
+            keep_statistics(domain, statistics, cache=cache)
     return statistics
 
 
@@ -166,12 +174,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffcli"
 
 
-def _count(domain: Domain, *, workers: int, progress: Progress | None) -> ClassStatistics:
+def _count(
+    domain: Domain, *, workers: int, progress: Progress | None, faults: dict[int, DataError] | None
+) -> ClassStatistics:
     total, classes = len(domain), len(domain.classes)
     counts = np.zeros((total, classes + 1), dtype=np.int64)
 
     def count(index: int) -> None:
-        counts[index] = count_label(domain.read_label(index), classes)
+        try:
+            counts[index] = count_label(domain.read_label(index), classes)
+        except DataError as error:
+            if faults is None:
+                raise
+            faults[index] = error
 
     for _ in in_parallel(count, total, workers=workers, progress=progress):
         pass
@@ -202,16 +217,12 @@ def _key(domain: Domain) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {domain.classes}".encode())
     for reader in domain.readers:
         encoding = reader.encoding
-        digest.update(
-            repr(
-                (sorted(encoding.ids.items()), encoding.colors, encoding.divide, encoding.plain_below)
-            ).encode()
-        )
-        digest.update(repr(reader.train_ids).encode())
+        others = (encoding.other_ids, encoding.other_colors)
+        parts = (sorted(encoding.ids.items()), encoding.colors, encoding.divide, encoding.plain_below, others)
+        digest.update(repr((*parts, reader.train_ids)).encode())
     for sample in domain.samples:
         if sample.label is not None:
-            state = _state(sample.label)
-            digest.update(f"{sample.label}\0{sample.reader} {state.st_size} {state.st_mtime_ns}\n".encode())
+            digest.update(file_state(sample.label) + f"{sample.reader}\n".encode())
         else:
             digest.update(f"{sample.scene} {domain.resize}\n".encode())
     if domain.samples and domain.samples[0].scene is not None:
@@ -219,8 +230,11 @@ def _key(domain: Domain) -> str:
     return digest.hexdigest()[:40]
 
 
-def _state(path: Path) -> os.stat_result:
+def file_state(path: Path) -> bytes:
+    """A file's name, size and time of change, for digests; of a file that cannot be found its name alone."""
+    name = os.fsencode(path)
     try:
-        return path.stat()
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+        state = path.stat()
+    except (OSError, ValueError):
+        return name + b"\0"
+    return name + f"\0{state.st_size} {state.st_mtime_ns} ".encode()

@@ -1,16 +1,14 @@
 """Reading every label of a domain and the header of every image, to say all that is wrong before training starts."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
-from diffcli.config import Size
+from diffcli.config.size import Size
 from diffcli.data.domain import Domain
-from diffcli.data.images import is_cut_short, read_image
+from diffcli.data.headers import image_size
+from diffcli.data.mapping import OutsideMapping, all_outside
 from diffcli.data.statistics import (
     ClassStatistics,
     Progress,
@@ -20,10 +18,6 @@ from diffcli.data.statistics import (
     kept_statistics,
 )
 from diffcli.errors import DataError, DiffError
-
-_ORIENTATION = 0x0112
-"""EXIF tag; from 5 on the image is stored lying on its side."""
-_SIDEWAYS = 5
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,24 @@ class Survey:
     def faults(self) -> list[DiffError]:
         """All that is wrong, in the order of the samples."""
         return [fault for look in self.looks for fault in look.faults]
+
+    @property
+    def damaged(self) -> int:
+        """Samples that cannot be used whatever the mapping is."""
+        return sum(any(not isinstance(f, OutsideMapping) for f in look.faults) for look in self.looks)
+
+    @property
+    def outside(self) -> list[OutsideMapping]:
+        """Labels that hold values outside the mapping."""
+        return [fault for fault in self.faults if isinstance(fault, OutsideMapping)]
+
+    @property
+    def unmapped(self) -> DataError | None:
+        """All values outside the mapping as one error, with their shares of all pixels; None without any."""
+        if not self.outside:
+            return None
+        counted = int(self.statistics.pixels.sum() + self.statistics.ignored.sum())
+        return all_outside(self.outside, total=counted + sum(fault.total for fault in self.outside))
 
 
 def survey(
@@ -94,33 +106,9 @@ def _look(domain: Domain, index: int, counts: np.ndarray | None) -> Look:
         faults.append(error)
     if sample.scene is not None:
         image = label
-    elif not faults and label is not None and image != label:
+    elif not faults and image is not None and label is not None and not domain.same_shape(image, label):
         try:
             domain.load(index)  # knows which sizes belong together
         except DiffError as error:
             faults.append(error)
     return Look(image, label, tuple(faults))
-
-
-def image_size(path: Path) -> Size:
-    """The upright size of an image, from its header; a file of which header or end are not whole is decoded.
-
-    Raises:
-        DataError: the file is missing, empty, damaged, cut short or no image.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 4096))
-            whole = not is_cut_short(np.frombuffer(head + file.read(), dtype=np.uint8))
-        if whole:
-            with PillowImage.open(path) as image:
-                lying = bool(image.info.get("exif")) and image.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS
-                return Size(image.height, image.width) if lying else Size(image.width, image.height)
-    except (UnidentifiedImageError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
-        pass
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
-    height, width = read_image(path).shape[:2]
-    return Size(width, height)

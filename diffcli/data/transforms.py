@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffcli.config import Size
+from diffcli.classes import IGNORE_ID
+from diffcli.config.size import Size
 from diffcli.data.images import Image
 from diffcli.data.labels import Label
-from diffcli.domains import IGNORE_ID
 
 Crop = tuple[slice, slice]
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from diffcli.config import RunConfig
-from diffcli.config_file import load_config
+from diffcli.config.file import load_config
+from diffcli.config.settings import RunConfig
 from diffcli.errors import ConfigError
-from diffcli.runs import CONFIG, METRICS, REPORT, RESUME
+from diffcli.runs.folder import CONFIG, METRICS, REPORT, RESUME
 
 HERE = Path(__file__).parent
 SCRATCH = {

@@ -9,9 +9,9 @@ from typing import Any
 from cells import ROWS, Cell, finished, title, training_lines
 from plots import plot, plot_costs
 
-from diffcli import console
 from diffcli.files import write_atomically, write_text
-from diffcli.runs import REPORT
+from diffcli.runs.folder import REPORT
+from diffcli.runtime import console
 
 COSTS = {
     "unet_evaluations_per_image": "U-Net evaluations",

@@ -2,7 +2,7 @@
 
     python examples/ablation/run.py                                   # every row, seeds 0 1 2, 120 and 360 iterations
     python examples/ablation/run.py --rows deciding --budgets 120
-    python examples/ablation/run.py --rows full no_ipkl --seeds 0 --set train.device=cuda
+    python examples/ablation/run.py --rows full no_ipkl --seeds 0 --set runtime.device=cuda
 
 A row is a YAML beside this file (`scratch_*` are in scratch.py). What is finished is skipped, what was interrupted goes
 on; results.json, results.md and the plots are written anew after every cell and keep the rows of earlier calls. Every
@@ -25,11 +25,11 @@ from pathlib import Path
 from cells import DECIDING, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
 from results import write_results
 
-from diffcli import console
-from diffcli.config_file import dump_config
+from diffcli.config.file import dump_config
 from diffcli.errors import ConfigError, DiffError
 from diffcli.files import write_text
-from diffcli.runs import CONFIG, RESUME
+from diffcli.runs.folder import CONFIG, RESUME
+from diffcli.runtime import console
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -121,9 +121,11 @@ def run_cell(job: Cell) -> None:
     else:
         from diffcli.commands import train
 
-        with contextlib.redirect_stdout(StringIO()):
+        with contextlib.redirect_stdout(StringIO()), console.json_only():
             train.run(
-                job.config, config_name=job.folder.name, resume=resume, runs=job.folder.parent, json=True
+                train.Request(
+                    config=job.config, config_name=job.folder.name, resume=resume, runs=job.folder.parent
+                )
             )
 
 
@@ -131,12 +133,12 @@ def _evaluate(job: Cell) -> None:
     """The weights of another row's training under this row's evaluation."""
     from diffcli.commands import evaluate
 
-    how, train = job.config.eval, job.config.train
+    how, runtime = job.config.eval, job.config.runtime
     changes = [f"eval.{key}={json.dumps(value)}" for key, value in how.model_dump(mode="json").items()]
-    changes += [f"train.device={train.device}", f"train.precision={train.precision}"]
+    changes += [f"runtime.device={runtime.device}", f"runtime.precision={runtime.precision}"]
     write_text(job.folder / CONFIG, dump_config(job.config))
-    with contextlib.redirect_stdout(StringIO()):
-        evaluate.run([job.trained], overrides=changes, output=job.folder, json=True)
+    with contextlib.redirect_stdout(StringIO()), console.json_only():
+        evaluate.run(evaluate.Request(runs=[job.trained], overrides=changes, output=job.folder))
 
 
 def _train_scratch(job: Cell) -> None:

@@ -13,19 +13,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffcli import console, evaluation, score_report
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.config_file import dump_config
-from diffcli.core.device import resolve_device
+from diffcli.config.file import dump_config
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.ipkl import segmentation_loss
 from diffcli.core.model import SegmentationModel, pad_to_multiple, to_model_range
-from diffcli.core.optim import set_learning_rate
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
 from diffcli.data.statistics import class_statistics, class_weights
 from diffcli.errors import TrainingError
+from diffcli.evaluation import report as score_report
+from diffcli.evaluation import scoring as evaluation
 from diffcli.files import write_atomically, write_text
-from diffcli.runs import CONFIG, METRICS, PICTURE, REPORT, RESUME
+from diffcli.runs.folder import CONFIG, METRICS, PICTURE, REPORT, RESUME
+from diffcli.runtime import console
+from diffcli.runtime.device import resolve_data_workers, resolve_device
+from diffcli.training.optimizer import BETAS, set_learning_rate
 
 WEIGHTS = "network.safetensors"
 LEVELS = (1, 2, 4, 8, 8)
@@ -106,12 +108,12 @@ class Training:
     def __init__(self, config: RunConfig, *, folder: Path, parameters: int, seconds: float | None) -> None:
         train, classes = config.train, len(config.model.classes)
         self.config, self.folder, self.seconds = config, folder, seconds
-        self.device = resolve_device(train.device)
+        self.device = resolve_device(config.runtime.device)
         torch.manual_seed(train.seed)
         network = UNet(width=width_for(parameters, classes=classes), classes=classes)
         self.network = network.to(self.device)
         group = {"params": network.parameters(), "lr": train.learning_rate, "base_lr": train.learning_rate}
-        self.optimizer = torch.optim.AdamW([group], betas=train.betas, weight_decay=train.weight_decay)
+        self.optimizer = torch.optim.AdamW([group], betas=BETAS, weight_decay=train.weight_decay)
         self.samples = self._samples()
         balance, statistics = train.loss.class_balance, self.samples.statistics
         self.class_weights = None
@@ -180,7 +182,6 @@ class Training:
             self.iteration,
             iterations=self.total,
             warmup_iterations=train.warmup_iterations,
-            warmup_ratio=train.warmup_ratio,
         )
         logits = self.network(to_model_range(batch.images).to(self.device))
         labels = batch.labels.to(self.device)
@@ -205,7 +206,9 @@ class Training:
             source,
             augmentation=config.augmentation,
             rare_classes=train.rare_class_sampling,
-            statistics=class_statistics(source, workers=config.data.workers) if counted else None,
+            statistics=class_statistics(source, workers=resolve_data_workers(config.runtime.data_workers))
+            if counted
+            else None,
             seed=train.seed,
         )
 
@@ -213,7 +216,12 @@ class Training:
         """The same batches as `diff train`'s, from the current iteration on, without end."""
         size = self.config.train.batch_size
         draws = range(self.iteration * size, 2**40)
-        return training_batches(self.samples, draws=draws, batch_size=size, workers=self.config.data.workers)
+        return training_batches(
+            self.samples,
+            draws=draws,
+            batch_size=size,
+            workers=resolve_data_workers(self.config.runtime.data_workers),
+        )
 
     def finish(self) -> None:
         """Evaluate the last weights and leave a run folder like any other."""

@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli import console
-from diffcli.config import BackboneConfig, CustomSchedule, DomainConfig, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import BackboneConfig, CustomSchedule, InversionConfig
 from diffcli.core.features import DiffusionFeatureExtractor
 from diffcli.core.inversion import seeded_noise
-from diffcli.core.loading import load_backbone
 from diffcli.core.metrics import ConfusionMatrix
 from diffcli.core.model import to_model_range
 from diffcli.data.dataset import Domain, open_domain
-from diffcli.domains import CITYSCAPES_CLASSES, IGNORE_ID
+from diffcli.runtime import console
 
 CLASSES, PIXELS, RIDGE = len(CITYSCAPES_CLASSES), 30_000, 3e-3
 
@@ -67,9 +68,7 @@ def main() -> None:
         BackboneConfig(source=options.backbone), prompts=[""], device=torch.device("cpu"), dtype=torch.float32
     )
     domains = [
-        open_domain(
-            DomainConfig(domain=options.source, count=count), purpose=purpose, classes=CITYSCAPES_CLASSES
-        )
+        open_domain(domain_config(options.source, count=count), purpose=purpose, classes=CITYSCAPES_CLASSES)
         for purpose, count in (("train", options.train), ("eval", options.val))
     ]
     rows: list[list[object]] = []

@@ -10,11 +10,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffcli.benchmark import Case, measure_here
-from diffcli.cli import app
+from diffcli.bench.cases import Case, build_backbone, in_this_process, measure_here
+from diffcli.bench.plan import default_config, list_cases
+from diffcli.cli.main import app
 from diffcli.commands import bench
-from diffcli.config import ModelConfig
-from diffcli.config_file import override
+from diffcli.config.file import override
+from diffcli.config.settings import ModelConfig
 from diffcli.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -67,6 +68,7 @@ def test_flops_are_those_of_the_layers() -> None:
         code="diffcli",
         schedule="one",
         precision="float32",
+        backbone_precision="float32",
         batch=1,
         width=64,
         height=64,
@@ -75,7 +77,9 @@ def test_flops_are_those_of_the_layers() -> None:
         model={**settings.model_dump(mode="json"), "inversion": {"schedule": "one"}},
         random_weights="tiny",
     )
-    one, two = (measure_here(Case(**{**vars(case), "batch": batch})) for batch in (1, 2))
+    one, two = (
+        measure_here(Case(**{**vars(case), "batch": batch}), build_backbone(case)) for batch in (1, 2)
+    )
     assert two.flop == 2 * one.flop
     assert two.unet_evaluations == 2 * one.unet_evaluations == 2
 
@@ -106,22 +110,51 @@ def test_what_does_not_exist_is_said(option: str, value: str) -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_compiling_adds_a_row_behind_the_plain_ones(compiled: bool) -> None:
-    plan = bench.parse_plan(
-        work="both", schedules="one", precisions="auto", batch_sizes="1", size="64x64", repeats=1
-    )
-    settings = override(bench.default_config("tiny"), [f"train.compile={str(compiled).lower()}"])
-    cases = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+    plan = bench.parse_plan(bench.Request(schedules="one", size="64x64", repeats=1))
+    settings = override(default_config("tiny"), [f"runtime.compile={str(compiled).lower()}"])
+    cases = list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
     codes = ["baseline", "diffcli", *(["compiled"] if compiled else [])]
     assert [case.code for case in cases] == codes * 2
 
 
+def test_a_gpu_has_a_row_without_cuda_graphs_and_a_backbone_in_fp16() -> None:
+    """What is listed for a GPU, without one: nothing is measured."""
+    plan = bench.parse_plan(bench.Request(work="inference", schedules="one", precisions="fp16"))
+    settings = override(default_config("tiny"), ["runtime.compile=true"])
+    cases = list_cases(settings, plan, random_weights="tiny", place=torch.device("cuda"))
+    assert [case.code for case in cases] == ["baseline", "eager", "diffcli", "compiled"]
+    assert {case.backbone_precision for case in cases} == {"fp16"}
+
+
+def test_rows_that_share_a_process_count_the_same(rows: list[dict[str, Any]]) -> None:
+    """As on a GPU: one backbone serves the baseline's layout and ours in turn."""
+    request = bench.Request(schedules="one", size="64x64", repeats=1, batch_sizes="2")
+    cases = list_cases(
+        default_config("tiny"), bench.parse_plan(request), random_weights="tiny", place=torch.device("cpu")
+    )
+    found = list(in_this_process(cases))
+    assert all(not isinstance(one, str) for one in found), found
+    assert [one.unet_evaluations for one in found if not isinstance(one, str)] == [
+        row["unet_evaluations"] for row in rows
+    ]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_rows_on_a_gpu_are_measured_in_one_process() -> None:
+    gpu = ("--random-weights", "tiny", "--device", "cuda", "--size", "128x128", "--repeats", "1")
+    done = run(*gpu, "--schedules", "one", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["code"] for row in rows] == ["baseline", "eager", "diffcli"] * 2
+    assert all(0 < row["gpu_busy"] <= 1.5 for row in rows)
+
+
 def test_own_is_the_schedule_of_the_settings() -> None:
     def cases(schedules: str, *changes: str) -> list[tuple[str, Any]]:
-        plan = bench.parse_plan(
-            work="inference", schedules=schedules, precisions="auto", batch_sizes="1", size=None, repeats=1
-        )
-        settings = override(bench.default_config("tiny"), changes)
-        found = bench.list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
+        plan = bench.parse_plan(bench.Request(work="inference", schedules=schedules))
+        settings = override(default_config("tiny"), changes)
+        found = list_cases(settings, plan, random_weights="tiny", place=torch.device("cpu"))
         return [(one.schedule, one.model["inversion"]["schedule"]) for one in found if one.code == "diffcli"]
 
     assert cases("own,paper", "model.inversion.schedule=clean") == [("clean", "clean"), ("paper", "paper")]
@@ -160,4 +193,5 @@ def test_the_gpu_script_runs_at_toy_size() -> None:
     script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py"), "--try", "--repeats", "1"]
     done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stdout.splitlines() if ">=" in line or "<=" in line]) == 6
+    assert done.stdout.count("target: ") == 6
+    assert max(map(len, done.stdout.splitlines())) <= 80

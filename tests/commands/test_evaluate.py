@@ -6,30 +6,23 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import inference
+from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
-from diffcli.config import RunConfig
-from diffcli.core.checkpoint import save_checkpoint
-from diffcli.core.model import SegmentationModel, build_model
-from diffcli.domains import CITYSCAPES_CLASSES
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import DataConfig, RunConfig
+from diffcli.core.model import build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
-from diffcli.runs import LAST
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+from diffcli.evaluation.domains import DomainChoice, wanted_domains
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import LAST
+from diffcli.runs.opening import open_run
+from diffcli.runtime import console
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ def printed_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 def test_the_runs_own_domains_by_default(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate.run([tiny_run], output=tmp_path / "out")
+    evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path / "out"))
     captured = capsys.readouterr()
     assert "miniworld/night" in captured.out
     assert "mean, all 19" in captured.out
@@ -79,12 +72,13 @@ def test_the_runs_own_domains_by_default(
 
 
 def test_json_is_all_of_stdout(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.run([tiny_run], output=tmp_path / "out", json=True)
+    with console.json_only():
+        evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path / "out"))
     assert printed_json(capsys) == json.loads((tmp_path / "out" / "report.json").read_text())
 
 
 def test_csv_has_a_line_a_class(tiny_run: Path, tmp_path: Path) -> None:
-    evaluate.run([tiny_run], output=tmp_path / "out")
+    evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path / "out"))
     with (tmp_path / "out" / "report.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 19 + 2
@@ -97,24 +91,43 @@ def test_domains_by_name_and_overrides(
     tiny_run: Path, tmp_path: Path, own_domain: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A name of the run's own means that entry (two scenes, not the default); `folder` takes --root."""
-    evaluate.run([tiny_run], domains="miniworld/night", output=tmp_path / "a", json=True)
+    with console.json_only():
+        evaluate.run(
+            evaluate.Request(
+                runs=[tiny_run], domains=DomainChoice(names="miniworld/night"), output=tmp_path / "a"
+            )
+        )
     assert printed_json(capsys)["domains"][0]["samples"] == 2  # type: ignore[index]
     overrides = ["eval.size=64x64", "eval.flip=true"]
-    evaluate.run(
-        [tiny_run], domains="folder", root=own_domain(), overrides=overrides, output=tmp_path / "b", json=True
-    )
+    with console.json_only():
+        evaluate.run(
+            evaluate.Request(
+                runs=[tiny_run],
+                domains=DomainChoice(names="folder", root=own_domain()),
+                overrides=overrides,
+                output=tmp_path / "b",
+            )
+        )
     told = printed_json(capsys)
     assert told["domains"][0]["samples"] == 3  # type: ignore[index]
     assert told["domains"][0]["unet_evaluations_per_image"] == 2  # type: ignore[index]
     with pytest.raises(ConfigError, match="nonsense"):
-        evaluate.run([tiny_run], domains="nonsense", output=tmp_path / "c")
+        evaluate.run(
+            evaluate.Request(runs=[tiny_run], domains=DomainChoice(names="nonsense"), output=tmp_path / "c")
+        )
 
 
 def test_a_bad_label_is_told_at_the_end_after_the_work(
     tiny_run: Path, tmp_path: Path, own_domain: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match="not every domain was evaluated in full") as caught:
-        evaluate.run([tiny_run], domains="folder", root=own_domain(99), output=tmp_path / "out")
+        evaluate.run(
+            evaluate.Request(
+                runs=[tiny_run],
+                domains=DomainChoice(names="folder", root=own_domain(99)),
+                output=tmp_path / "out",
+            )
+        )
     assert "99" in caught.value.message
     assert "1.png" in caught.value.message
     assert "1 of 3 images" in caught.value.message
@@ -127,14 +140,20 @@ def test_a_missing_domain_does_not_cost_the_others(
 ) -> None:
     missing = f"{{domain: cityscapes, root: {tmp_path / 'nowhere'}}}"
     overrides = [f"data.eval=[{missing}, {{domain: miniworld/fog, count: 1}}]"]
-    with pytest.raises(DataError, match="nowhere"):
-        evaluate.run([tiny_run], overrides=overrides, output=tmp_path / "out", json=True)
+    with pytest.raises(DataError, match="nowhere"), console.json_only():
+        evaluate.run(evaluate.Request(runs=[tiny_run], overrides=overrides, output=tmp_path / "out"))
     assert [one["name"] for one in printed_json(capsys)["domains"]] == ["miniworld/fog"]  # type: ignore[attr-defined]
 
 
 def test_one_missing_domain_is_said_before_anything_is_loaded(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        evaluate.run([tiny_run], domains="cityscapes", root=tmp_path / "nowhere", output=tmp_path / "out")
+        evaluate.run(
+            evaluate.Request(
+                runs=[tiny_run],
+                domains=DomainChoice(names="cityscapes", root=tmp_path / "nowhere"),
+                output=tmp_path / "out",
+            )
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -143,7 +162,7 @@ def test_several_runs_in_one_table(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
-    evaluate.run([tiny_run, other], output=tmp_path / "out")
+    evaluate.run(evaluate.Request(runs=[tiny_run, other], output=tmp_path / "out"))
     printed = capsys.readouterr().out
     comparison = printed[printed.index("mean IoU in percent") :].splitlines()
     assert comparison[1].split() == ["domain", "tiny", "other"]
@@ -152,7 +171,7 @@ def test_several_runs_in_one_table(
     assert (tmp_path / "out" / "other" / "report.json").is_file()
     assert "| domain | tiny | other |" in (tmp_path / "out" / "comparison.md").read_text()
     with pytest.raises(ConfigError, match="two runs are named tiny"):
-        evaluate.run([tiny_run, tiny_run], output=tmp_path / "out")
+        evaluate.run(evaluate.Request(runs=[tiny_run, tiny_run], output=tmp_path / "out"))
 
 
 def test_runs_with_other_classes_do_not_compare(
@@ -164,27 +183,31 @@ def test_runs_with_other_classes_do_not_compare(
     few = few.model_copy(update={"inversion": few.inversion.model_copy(update={"class_prompts": {}})})
     save_checkpoint(other / LAST, build_model(few), info={})
     with pytest.raises(ConfigError, match="other classes") as caught:
-        evaluate.run([tiny_run, other], output=tmp_path / "out")
+        evaluate.run(evaluate.Request(runs=[tiny_run, other], output=tmp_path / "out"))
     assert caught.value.where == str(other)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_joined_domain_is_the_sum_of_its_parts(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: SegmentationModel
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`miniworld` and its five looks: the same scores as alone, and no image is segmented twice."""
     looks = ["night", "fog", "rain", "snow", "photo"]
     entries = ", ".join(
         f"{{domain: {name}, count: 1}}" for name in ["miniworld", *(f"miniworld/{x}" for x in looks)]
     )
-    evaluate.run([tiny_run], overrides=[f"data.eval=[{entries}]"], output=tmp_path / "all", json=True)
+    with console.json_only():
+        evaluate.run(
+            evaluate.Request(runs=[tiny_run], overrides=[f"data.eval=[{entries}]"], output=tmp_path / "all")
+        )
     captured = capsys.readouterr()
     assert "evaluate miniworld/fog 1/1" in captured.err
     assert "evaluate miniworld " not in captured.err
     told = json.loads(captured.out)
     joined, *parts = told["domains"]
     alone = "data.eval=[{domain: miniworld, count: 1}]"
-    evaluate.run([tiny_run], overrides=[alone], output=tmp_path / "one", json=True)
+    with console.json_only():
+        evaluate.run(evaluate.Request(runs=[tiny_run], overrides=[alone], output=tmp_path / "one"))
     [expected] = printed_json(capsys)["domains"]  # type: ignore[misc]
     timeless = {key for key in joined if key != "seconds_per_image"}
     assert {key: joined[key] for key in timeless} == {key: expected[key] for key in timeless}
@@ -204,7 +227,7 @@ def test_reports_go_into_the_run_folder_by_default(tiny_run: Path, tmp_path: Pat
     own = tmp_path / "own-run"
     shutil.copytree(tiny_run, own)
     for _ in range(2):
-        evaluate.run([own])
+        evaluate.run(evaluate.Request(runs=[own]))
     assert len(list(own.glob("eval/*/report.json"))) == 2
 
 
@@ -212,10 +235,10 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(CheckpointError):
-            evaluate.run([path])
+            evaluate.run(evaluate.Request(runs=[path]))
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match="not a readable"):
-        evaluate.run([tmp_path / "damaged.safetensors"])
+        evaluate.run(evaluate.Request(runs=[tmp_path / "damaged.safetensors"]))
 
 
 def test_an_unwritable_folder_is_said_before_the_work(
@@ -223,7 +246,7 @@ def test_an_unwritable_folder_is_said_before_the_work(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DiffError, match="cannot write"):
-        evaluate.run([tiny_run], output=tmp_path / "file" / "out")
+        evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path / "file" / "out"))
     assert capsys.readouterr().err == ""
 
 
@@ -251,7 +274,7 @@ def test_the_page_needs_no_network_and_escapes_names(
     name = "<script>alert(1)</script>&co"
     overrides = [f"data.eval=[{{domain: folder, root: {root}, name: '{name}'}}]"]
     with pytest.raises(DataError, match="not every domain"):
-        evaluate.run([tiny_run], overrides=overrides, output=tmp_path / "out")
+        evaluate.run(evaluate.Request(runs=[tiny_run], overrides=overrides, output=tmp_path / "out"))
     page = Page()
     page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
@@ -261,3 +284,34 @@ def test_the_page_needs_no_network_and_escapes_names(
     assert page.tags.count("img") == 2 * 4  # the other two images: image, truth, prediction, errors
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "url(" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_data_file_split_and_limit_for_a_run(tiny_run: Path, own_domain: Callable[..., Path]) -> None:
+    """--config takes the file's data.eval, a name chooses among it; --split and --limit go for every domain."""
+    data = DataConfig(
+        eval=(domain_config("folder", root=own_domain(), name="mine"), domain_config("miniworld/fog"))
+    )
+    trained = open_run(tiny_run)
+    both = wanted_domains(trained, DomainChoice(data=data, limit=1))
+    assert [(entry.name or entry.domain, entry.limit) for entry in both] == [
+        ("mine", 1),
+        ("miniworld/fog", 1),
+    ]
+    [one] = wanted_domains(trained, DomainChoice(names="mine", data=data, split="test"))
+    assert (one.name, one.split) == ("mine", "test")
+    with pytest.raises(ConfigError, match="do not go together"):
+        wanted_domains(trained, DomainChoice(data=data, root=Path("x")))
+    with pytest.raises(ConfigError, match=r"data\.eval of this file is empty"):
+        wanted_domains(trained, DomainChoice(data=DataConfig()))
+
+
+def test_repeated_domains_are_all_kept(cli: Any, tiny_run: Path, own_domain: Callable[..., Path]) -> None:
+    mine = own_domain()
+    (mine.parent / "data.yaml").write_text(
+        f"data: {{eval: [{{domain: folder, root: {mine}, name: mine}}]}}\n"
+    )
+    words = ["--domain", "mine", "--domain", "miniworld/fog,miniworld/rain", "--limit", "1", "--json"]
+    result = cli("eval", "--run", tiny_run, "--config", mine.parent / "data.yaml", *words)
+    assert result.returncode == 0, result.stderr
+    found = [(one["name"], one["samples"]) for one in json.loads(result.stdout)["domains"]]
+    assert found == [("mine", 1), ("miniworld/fog", 1), ("miniworld/rain", 1)]

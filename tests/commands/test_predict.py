@@ -9,29 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli import inference
+from diffcli.api import model as api
+from diffcli.classes import CITYSCAPES_PALETTE
 from diffcli.commands import predict
-from diffcli.config import EvalConfig
-from diffcli.core.model import SegmentationModel, segment, to_model_range
-from diffcli.domains import CITYSCAPES_PALETTE
+from diffcli.config.settings import EvalConfig
+from diffcli.core.model import SegmentationModel
+from diffcli.drawing.figures import score_colors, score_picture
+from diffcli.drawing.pictures import TEXT_HEIGHT
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.figures import score_colors, score_picture
-from diffcli.outputs import Planes
-from diffcli.pictures import TEXT_HEIGHT
-from diffcli.prediction import Predictor
-from diffcli.sources import Job, Read
-from diffcli.writing import MANIFEST
+from diffcli.prediction.inputs import Job, Read
+from diffcli.prediction.manifest import MANIFEST
+from diffcli.prediction.segmenter import Segmenter
+from diffcli.prediction.trained import TrainedNetwork
+from diffcli.runtime import console
 
 
 @pytest.fixture(scope="module")
 def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+    return api.load(tiny_run, device="cpu")
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 48)) -> Image.Image:
@@ -143,7 +138,12 @@ def test_a_link_to_the_parent_ends(tmp_path: Path) -> None:
 def test_masks_overlays_and_json(tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "in" / "a.jpg", picture(size=(100, 40)))
     save(tmp_path / "in" / "sub" / "b.png", picture(1, size=(40, 100)))
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overlay=True, json=True)
+    with console.json_only():
+        predict.run(
+            predict.Request(
+                images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overlay=True
+            )
+        )
     told = json.loads(capsys.readouterr().out)
     assert len(told["images"]) == 2
     assert all(Path(entry[key]).is_file() for entry in told["images"] for key in ("mask", "overlay"))
@@ -163,9 +163,13 @@ def test_a_mask_depends_on_the_image_and_its_name_alone(tmp_path: Path, tiny_run
         save(tmp_path / name, picture(3))
     for seed in range(3):
         save(tmp_path / "second" / f"{seed}.png", picture(seed, size=(96 + 8 * seed, 48)))
-    predict.run([str(tmp_path / "first")], run=tiny_run, output=tmp_path / "out1")
+    predict.run(predict.Request(images=[str(tmp_path / "first")], run=tiny_run, output=tmp_path / "out1"))
     batched = ["eval.batch_size=3"]
-    predict.run([str(tmp_path / "second")], run=tiny_run, output=tmp_path / "out2", overrides=batched)
+    predict.run(
+        predict.Request(
+            images=[str(tmp_path / "second")], run=tiny_run, output=tmp_path / "out2", overrides=batched
+        )
+    )
     one, two = ids(tmp_path / "out1" / "x.png"), ids(tmp_path / "out2" / "deep" / "x.png")
     assert len(np.unique(one)) > 1
     assert (one != two).mean() < 0.005  # another batch size rounds differently, no more
@@ -192,7 +196,9 @@ def test_modes_and_rotations_give_the_mask_of_the_plain_image(tmp_path: Path, ti
         save(tmp_path / "in" / f"{name}.png", variant, **({"exif": exif} if name == "turned" else {}))
         save(tmp_path / "twins" / f"{name}.png", twin)
     for folder in ("in", "twins"):
-        predict.run([str(tmp_path / folder)], run=tiny_run, output=tmp_path / f"{folder}-out")
+        predict.run(
+            predict.Request(images=[str(tmp_path / folder)], run=tiny_run, output=tmp_path / f"{folder}-out")
+        )
     for name in variants:
         mask, twin_mask = (ids(tmp_path / f"{folder}-out" / f"{name}.png") for folder in ("in", "twins"))
         assert np.array_equal(mask, twin_mask), name
@@ -205,8 +211,8 @@ def test_bad_files_are_named_and_the_rest_is_done(
     (tmp_path / "in" / "empty.jpg").touch()
     (tmp_path / "in" / "text.png").write_text("no image")
     (tmp_path / "in" / "cut.png").write_bytes(good.read_bytes()[:-40])
-    with pytest.raises(DataError, match="3 of 4 images") as caught:
-        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", json=True)
+    with pytest.raises(DataError, match="3 of 4 images") as caught, console.json_only():
+        predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out"))
     assert all(name in str(caught.value) for name in ("empty.jpg", "text.png", "cut.png"))
     assert written(tmp_path / "out") == ["good.png"]
     told = json.loads(capsys.readouterr().out)
@@ -219,7 +225,7 @@ def test_writing_twice_replaces_and_says_so(
 ) -> None:
     save(tmp_path / "a.png", picture())
     for _ in range(2):
-        predict.run([str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out")
+        predict.run(predict.Request(images=[str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out"))
     assert "replaced" in capsys.readouterr().err
 
 
@@ -227,7 +233,7 @@ def test_writing_twice_replaces_and_says_so(
 
 
 def test_reference_masks_turn_the_conditional_branch_on(
-    tmp_path: Path, tiny_run: Path, model: SegmentationModel
+    tmp_path: Path, tiny_run: Path, evaluations: list[int]
 ) -> None:
     save(tmp_path / "in" / "sub" / "a.png", picture())
     save(tmp_path / "in" / "b.png", picture(1))
@@ -235,19 +241,25 @@ def test_reference_masks_turn_the_conditional_branch_on(
     mask[:12] = 1  # sidewalk has a prompt, road has none
     for name in ("sub/a.png", "elsewhere/b.png"):
         save(tmp_path / "masks" / name, Image.fromarray(mask))
-    before = model.extractor.backbone.evaluations
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", reference=tmp_path / "masks")
-    assert model.extractor.backbone.evaluations - before == 2 * 2
+    predict.run(
+        predict.Request(
+            images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", reference=tmp_path / "masks"
+        )
+    )
+    assert sum(evaluations) == 2 * 2
 
 
 def test_a_first_prediction_can_be_the_reference(
-    tmp_path: Path, tiny_run: Path, model: SegmentationModel
+    tmp_path: Path, tiny_run: Path, evaluations: list[int]
 ) -> None:
     save(tmp_path / "a.png", picture())
-    before = model.extractor.backbone.evaluations
     options = ["eval.reference=prediction"]
-    predict.run([str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out", overrides=options)
-    assert model.extractor.backbone.evaluations - before >= 2
+    predict.run(
+        predict.Request(
+            images=[str(tmp_path / "a.png")], run=tiny_run, output=tmp_path / "out", overrides=options
+        )
+    )
+    assert sum(evaluations) >= 2
 
 
 def test_bad_references(tmp_path: Path, tiny_run: Path) -> None:
@@ -256,7 +268,15 @@ def test_bad_references(tmp_path: Path, tiny_run: Path) -> None:
     save(masks / "other.png", Image.new("L", (4, 4)))
 
     def run(*overrides: str) -> None:
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "out", reference=masks, overrides=overrides)
+        predict.run(
+            predict.Request(
+                images=[str(image)],
+                run=tiny_run,
+                output=tmp_path / "out",
+                reference=masks,
+                overrides=overrides,
+            )
+        )
 
     with pytest.raises(DataError, match=r"a\.png: cannot be read"):
         run()
@@ -266,7 +286,11 @@ def test_bad_references(tmp_path: Path, tiny_run: Path) -> None:
     with pytest.raises(ConfigError, match="contradict"):
         run("eval.reference=prediction")
     with pytest.raises(ConfigError, match="images to predict have none"):
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "o", overrides=["eval.reference=labels"])
+        predict.run(
+            predict.Request(
+                images=[str(image)], run=tiny_run, output=tmp_path / "o", overrides=["eval.reference=labels"]
+            )
+        )
 
 
 def test_an_output_that_is_not_finite_ends_the_work(
@@ -277,7 +301,7 @@ def test_an_output_that_is_not_finite_ends_the_work(
         SegmentationModel, "logits", lambda self, images, **_: images.mean(1, keepdim=True) / 0
     )
     with pytest.raises(DiffError, match="not finite in float32"):
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "out")
+        predict.run(predict.Request(images=[str(image)], run=tiny_run, output=tmp_path / "out"))
     assert written(tmp_path / "out") == []
 
 
@@ -296,7 +320,12 @@ def test_one_image_too_large_for_memory_does_not_cost_the_others(
     monkeypatch.setattr(SegmentationModel, "logits", logits)
     with pytest.raises(DataError, match=r"b\.png.*not enough memory on cpu for 1 x 70x70"):
         predict.run(
-            [str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", overrides=["eval.size=null"]
+            predict.Request(
+                images=[str(tmp_path / "in")],
+                run=tiny_run,
+                output=tmp_path / "out",
+                overrides=["eval.size=null"],
+            )
         )
     assert written(tmp_path / "out") == ["a.png", "c.png"]
 
@@ -309,14 +338,16 @@ def test_heat_maps_lie_beside_the_masks(
 ) -> None:
     save(tmp_path / "in" / "a.png", picture(size=(100, 40)))
     for output in ("one", "two"):
-        predict.run(
-            [str(tmp_path / "in")],
-            run=tiny_run,
-            output=tmp_path / output,
-            heatmap="Traffic_Light",
-            json=True,
-            overrides=["eval.reference=prediction"] if output == "two" else [],
-        )
+        with console.json_only():
+            predict.run(
+                predict.Request(
+                    images=[str(tmp_path / "in")],
+                    run=tiny_run,
+                    output=tmp_path / output,
+                    heatmap="Traffic_Light",
+                    overrides=["eval.reference=prediction"] if output == "two" else [],
+                )
+            )
         told = json.loads(capsys.readouterr().out)
         capsys.readouterr()
         assert [Path(entry["heatmap"]).name for entry in told["images"]] == ["a_traffic_light_heatmap.png"]
@@ -325,37 +356,36 @@ def test_heat_maps_lie_beside_the_masks(
     with Image.open(first) as drawn:
         assert drawn.size == (100, 40 + TEXT_HEIGHT)
     assert first.read_bytes() != second.read_bytes()  # the reference acts
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "three", heatmap="traffic light")
+    predict.run(
+        predict.Request(
+            images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "three", heatmap="traffic light"
+        )
+    )
     assert (tmp_path / "three" / first.name).read_bytes() == first.read_bytes()
     assert np.array_equal(ids(tmp_path / "one" / "a.png"), ids(tmp_path / "three" / "a.png"))
-
-
-def planes_of(predictor: Predictor, image: np.ndarray, **options: Any) -> Planes:
-    """What a predictor makes of one image, named a."""
-    read = Read(Job(Path("a.png"), Path("out/a.png")), image, image.shape[:2], None, options.get("reference"))
-    [planes] = predictor.predict([read])
-    return planes
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_scores_are_softmax_maps_whatever_the_passes(model: SegmentationModel, flip: bool) -> None:
     image, settings = np.array(picture(size=(64, 64))), EvalConfig(flip=flip)
-    batch = to_model_range(torch.from_numpy(image)[None])
-    output = segment(model, batch, config=settings, identities=["a"])
-    expected = (output if flip else output.softmax(1))[0, 6]
-    planes = planes_of(Predictor(model, settings, score_of=6, confidence=True), image)
+    network = TrainedNetwork(model, settings)
+    read = Read(Job(Path("a.png"), Path("out/a.png")), image, image.shape[:2], None, None)
+    output = network.maps([image], identities=["a"], references=None, origin=None).output[0]
+    probabilities = output if flip else output.softmax(0)
+    [planes] = Segmenter(network, settings, score_of=6, confidence=True).segment([read])
     assert planes.score is not None
-    assert np.allclose(planes.score, expected, atol=1e-6)
-    assert np.array_equal(planes.mask, output[0].argmax(0))
-    best = (output if flip else output.softmax(1))[0].amax(0)
     assert planes.confidence is not None
-    assert np.allclose(planes.confidence, best, atol=1e-6)
+    assert np.allclose(planes.score, probabilities[6], atol=1e-6)
+    assert np.allclose(planes.confidence, probabilities.amax(0), atol=1e-6)
+    assert np.array_equal(planes.mask, output.argmax(0))
 
 
 def test_an_unknown_class_is_named_before_anything_loads(tmp_path: Path, tiny_run: Path) -> None:
     image = save(tmp_path / "in" / "a.png", picture())
     with pytest.raises(ConfigError, match="no class 'sidewak'") as caught:
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "out", heatmap="sidewak")
+        predict.run(
+            predict.Request(images=[str(image)], run=tiny_run, output=tmp_path / "out", heatmap="sidewak")
+        )
     assert caught.value.hint == "did you mean sidewalk?"
 
 
@@ -363,7 +393,11 @@ def test_a_heat_map_replaces_no_mask(tmp_path: Path, tiny_run: Path) -> None:
     for name in ("a.png", "a_road_heatmap.png"):
         save(tmp_path / "in" / name, picture())
     with pytest.raises(DataError, match="two images would write this file"):
-        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", heatmap="road")
+        predict.run(
+            predict.Request(
+                images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", heatmap="road"
+            )
+        )
 
 
 def test_equal_scores_have_equal_colours_and_the_bar_shows_them() -> None:

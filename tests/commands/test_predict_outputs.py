@@ -15,29 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from diffcli import inference
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
-from diffcli.domains import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYSCAPES_PALETTE
 from diffcli.errors import ConfigError, DataError, DiffError
-from diffcli.outputs import Outputs
-from diffcli.sources import plan
-from diffcli.writing import MANIFEST
-
-
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> SegmentationModel:
-    return inference.load(tiny_run, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def _loaded_once(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself, on the model that is already there."""
-    monkeypatch.setattr(inference.OpenRun, "load_model", lambda self, **_: model)
+from diffcli.prediction.inputs import plan
+from diffcli.prediction.manifest import MANIFEST
+from diffcli.prediction.outputs import Outputs
 
 
 @pytest.fixture
-def passes(model: SegmentationModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """(batch, height, width) of every call of the network."""
     seen: list[tuple[int, int, int]] = []
     real = SegmentationModel.logits
@@ -98,7 +86,7 @@ def test_every_kind_tells_the_same_mask(tmp_path: Path, tiny_run: Path) -> None:
     save(tmp_path / "in" / "b.png", 1)
     out = tmp_path / "out"
     kinds = "stats, rle,mask,label_ids,colour,overlay,confidence"
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=out, write=kinds)
+    predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=out, write=kinds))
     mask = read(out / "sub" / "a.png")
     assert mask.shape == (40, 100)
     assert len(np.unique(mask)) > 1
@@ -136,9 +124,13 @@ def test_every_kind_tells_the_same_mask(tmp_path: Path, tiny_run: Path) -> None:
 
 def test_only_what_is_named_is_written(tmp_path: Path, tiny_run: Path) -> None:
     image = save(tmp_path / "a.png")
-    predict.run([str(image)], run=tiny_run, output=tmp_path / "one", write="color")
+    predict.run(predict.Request(images=[str(image)], run=tiny_run, output=tmp_path / "one", write="color"))
     assert written(tmp_path / "one") == ["a_color.png"]
-    predict.run([str(image)], run=tiny_run, output=tmp_path / "two", write="stats", overlay=True)
+    predict.run(
+        predict.Request(
+            images=[str(image)], run=tiny_run, output=tmp_path / "two", write="stats", overlay=True
+        )
+    )
     assert written(tmp_path / "two") == ["a_overlay.jpg", "a_stats.json"]
 
 
@@ -162,7 +154,7 @@ def test_options_that_make_no_sense(
 ) -> None:
     image = save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match=message):
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "out", **options)
+        predict.run(predict.Request(images=[str(image)], run=tiny_run, output=tmp_path / "out", **options))
 
 
 def test_a_class_list_of_one_s_own_has_no_label_ids() -> None:
@@ -174,9 +166,15 @@ def test_outputs_of_two_images_never_meet(tmp_path: Path, tiny_run: Path) -> Non
     for name in ("a.png", "a_color.png"):
         save(tmp_path / "in" / name)
     with pytest.raises(DataError, match=r"two images would write this file: .*a\.png and .*a_color\.png"):
-        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="mask,color")
+        predict.run(
+            predict.Request(
+                images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="mask,color"
+            )
+        )
     assert not (tmp_path / "out").exists()
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="color")
+    predict.run(
+        predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="color")
+    )
     assert written(tmp_path / "out") == ["a_color.png", "a_color_color.png"]
 
 
@@ -200,7 +198,7 @@ def test_a_missing_path_of_a_list_costs_only_itself(tmp_path: Path, tiny_run: Pa
     good = save(tmp_path / "good.png")
     (tmp_path / "list.txt").write_text(f"{tmp_path}/gone[1].png\n{good}\n")
     with pytest.raises(DataError, match=r"1 of 2 images(?s:.*)gone\[1\]\.png.*No such file"):
-        predict.run([f"@{tmp_path}/list.txt"], run=tiny_run, output=tmp_path / "out")
+        predict.run(predict.Request(images=[f"@{tmp_path}/list.txt"], run=tiny_run, output=tmp_path / "out"))
     assert written(tmp_path / "out") == ["good.png"]
     assert [line["status"] for line in lines(tmp_path / "out")] == ["failed", "done"]
 
@@ -219,7 +217,7 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
 
 def test_a_video_becomes_a_video(tmp_path: Path, tiny_run: Path) -> None:
     clip = save_video(tmp_path / "clip.mp4", frames=7)
-    predict.run([str(clip)], run=tiny_run, output=tmp_path / "out")
+    predict.run(predict.Request(images=[str(clip)], run=tiny_run, output=tmp_path / "out"))
     assert written(tmp_path / "out") == ["clip_segmented.mp4"]
     made = list(frames_of(tmp_path / "out" / "clip_segmented.mp4"))
     assert len(made) == 7
@@ -235,13 +233,15 @@ def test_a_video_becomes_a_video(tmp_path: Path, tiny_run: Path) -> None:
 def test_frames_come_in_order_and_are_segmented_as_images(tmp_path: Path, tiny_run: Path) -> None:
     clip = save_video(tmp_path / "clip.mp4")
     out = tmp_path / "out"
-    predict.run([str(clip)], run=tiny_run, output=out, write="mask,video", batch="2")
+    predict.run(predict.Request(images=[str(clip)], run=tiny_run, output=out, write="mask,video", batch="2"))
     assert written(out) == [*(f"clip/{i:06d}.png" for i in range(5)), "clip_segmented.mp4"]
     told = [line.get("frame") for line in lines(out)]  # as their files came onto the disk
     assert sorted(told, key=lambda frame: 5 if frame is None else frame) == [*range(5), None]
     for number, frame in enumerate(frames_of(clip)):
         Image.fromarray(np.ascontiguousarray(frame)).save(tmp_path / "clip.png")
-        predict.run([str(tmp_path / "clip.png")], run=tiny_run, output=tmp_path / "one")
+        predict.run(
+            predict.Request(images=[str(tmp_path / "clip.png")], run=tiny_run, output=tmp_path / "one")
+        )
         mask = read(tmp_path / "one" / "clip.png")
         assert (mask != read(out / "clip" / f"{number:06d}.png")).mean() < 0.005
 
@@ -253,11 +253,11 @@ def test_videos_without_frames_cost_only_themselves(tmp_path: Path, tiny_run: Pa
     (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     inputs = [str(tmp_path / name) for name in ("empty.mp4", "text.avi", "cut.mp4", "whole.mp4")]
     with pytest.raises(DataError, match="3 of 4"):
-        predict.run(inputs, run=tiny_run, output=tmp_path / "out")
+        predict.run(predict.Request(images=inputs, run=tiny_run, output=tmp_path / "out"))
     assert written(tmp_path / "out") == ["whole_segmented.mp4"]
     assert [line["status"] for line in lines(tmp_path / "out")] == ["failed"] * 3 + ["done"]
     code = (
-        "import sys\nfrom pathlib import Path\nfrom diffcli.video import count_frames\n"
+        "import sys\nfrom pathlib import Path\nfrom diffcli.prediction.video import count_frames\n"
         "print([count_frames(Path(path)) for path in sys.argv[1:]], 'torch' in sys.modules)"
     )
     told = subprocess.run(
@@ -297,32 +297,38 @@ def test_skip_existing_goes_on_where_a_call_was_interrupted(
     with monkeypatch.context() as patch:
         patch.setattr(SegmentationModel, "logits", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            predict.run([str(tmp_path / "in")], run=tiny_run, output=out)
+            predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=out))
     assert written(out) == ["0.png", "1.png"]
     assert [line["status"] for line in lines(out)] == ["done", "done"]
     before = (out / "0.png").stat().st_mtime_ns
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True)
+    predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True))
     assert len(passes) == 4
     assert (out / "0.png").stat().st_mtime_ns == before
     assert [line["status"] for line in lines(out)] == ["done"] * 4
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True)
+    predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True))
     assert len(passes) == 4
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True, write="mask,color")
+    predict.run(
+        predict.Request(
+            images=[str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True, write="mask,color"
+        )
+    )
     assert len(passes) == 8
     (out / MANIFEST).unlink()
-    predict.run([str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True)
+    predict.run(predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=out, skip_existing=True))
     assert [line["status"] for line in lines(out)] == ["skipped"] * 4
 
 
 def test_skip_existing_knows_frames_and_videos(tmp_path: Path, tiny_run: Path, passes: list[Any]) -> None:
     clip, out = save_video(tmp_path / "clip.mp4"), tmp_path / "out"
-    predict.run([str(clip)], run=tiny_run, output=out, write="mask")
+    predict.run(predict.Request(images=[str(clip)], run=tiny_run, output=out, write="mask"))
     (out / "clip" / "000003.png").unlink()
-    predict.run([str(clip)], run=tiny_run, output=out, write="mask", skip_existing=True)
+    predict.run(
+        predict.Request(images=[str(clip)], run=tiny_run, output=out, write="mask", skip_existing=True)
+    )
     assert len(passes) == 5 + 1
     assert written(out) == [f"clip/{i:06d}.png" for i in range(5)]
-    predict.run([str(clip)], run=tiny_run, output=out)
-    predict.run([str(clip)], run=tiny_run, output=out, skip_existing=True)
+    predict.run(predict.Request(images=[str(clip)], run=tiny_run, output=out))
+    predict.run(predict.Request(images=[str(clip)], run=tiny_run, output=out, skip_existing=True))
     assert len(passes) == 5 + 1 + 5
 
 
@@ -332,7 +338,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(
     image = save(tmp_path / "a.png")
     (tmp_path / "file").touch()
     with pytest.raises(DiffError, match="cannot write here: Not a directory"):
-        predict.run([str(image)], run=tiny_run, output=tmp_path / "file" / "out")
+        predict.run(predict.Request(images=[str(image)], run=tiny_run, output=tmp_path / "file" / "out"))
     assert passes == []
 
 
@@ -343,7 +349,11 @@ def test_a_file_that_cannot_be_written_ends_the_work_and_keeps_what_is_done(
         save(tmp_path / "in" / f"{name}.png")
     (tmp_path / "out" / "b_color.png").mkdir(parents=True)
     with pytest.raises(DiffError, match=r"b_color\.png"):
-        predict.run([str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="color")
+        predict.run(
+            predict.Request(
+                images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="color"
+            )
+        )
     assert "a_color.png" in written(tmp_path / "out")
     told = {(Path(line["input"]).stem, line["status"]) for line in lines(tmp_path / "out")}
     assert told == {("a", "done"), ("b", "failed")}

@@ -18,13 +18,13 @@ from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, Revisio
 from PIL import Image
 
 import diffcli
-from diffcli import model_hub
 from diffcli.commands import export, push
-from diffcli.config import EMBEDDED, RunConfig
+from diffcli.config.settings import EMBEDDED, RunConfig
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.inference import open_run
-from diffcli.model_card import licence_of
-from diffcli.model_hub import parse_repo
+from diffcli.runs import hub as model_hub
+from diffcli.runs.hub import parse_repo
+from diffcli.runs.model_card import licence_of
+from diffcli.runs.opening import open_run
 
 REPORT = {
     "domains": [
@@ -52,7 +52,7 @@ def scored_run(tiny_run: Path, tmp_path: Path) -> Path:
 
 
 def publish(run: Path, repo: str = "me/streets", **options: Any) -> None:
-    push.run(run, repo=repo, export=export.write_folder, **options)
+    push.run(push.Request(run=run, repo=repo, **options))
 
 
 def card(folder: Path) -> tuple[dict[str, Any], str]:
@@ -104,7 +104,7 @@ def test_the_card(scored_run: Path, hub: Path, tiny_config: RunConfig) -> None:
 
 
 def test_a_card_without_scores_or_data(tiny_run: Path, hub: Path, tmp_path: Path) -> None:
-    export.run(tiny_run, output=tmp_path / "exported", with_backbone=True)
+    export.run(export.Request(run=tiny_run, output=tmp_path / "exported", with_backbone=True))
     publish(tmp_path / "exported", with_backbone=True)
     front, text = card(hub / "me" / "streets")
     assert front["license"] == "other"
@@ -166,7 +166,7 @@ def test_a_failed_copy_leaves_the_earlier_model(
 
 @pytest.mark.parametrize("text", ["streets", "a/b/c", "../x/y", "me/..", "me/streets@", "me/x y", ""])
 def test_names_that_are_none(text: str) -> None:
-    with pytest.raises(DiffError, match="no name on the hub"):
+    with pytest.raises(DiffError, match="not a valid hub name"):
         parse_repo(text)
 
 
@@ -262,7 +262,7 @@ def test_a_download_takes_what_is_read_and_names_the_commit(
 ) -> None:
     online()
     snapshot = tmp_path / "models--me--streets" / "snapshots" / "0123456789abcdef"
-    export.run(tiny_run, output=snapshot)
+    export.run(export.Request(run=tiny_run, output=snapshot))
     asked: dict[str, Any] = {}
 
     def download(name: str, **options: Any) -> str:
@@ -285,9 +285,9 @@ def test_what_a_download_can_meet(
 ) -> None:
     online()
     for error, message in (
-        (http_error(RevisionNotFoundError, 404), "it has no revision 'v2'"),
+        (http_error(RevisionNotFoundError, 404), "the hub has no revision 'v2'"),
         (http_error(GatedRepoError, 403), "asks for permission"),
-        (OfflineModeIsEnabled("x"), "not in the cache, and the hub cannot be reached"),
+        (OfflineModeIsEnabled("x"), "not complete in the cache, and HF_HUB_OFFLINE is set"),
         (OSError(28, "full"), "no room on the disk"),
         (ConnectionError("no route\nto host"), r"cannot be reached \(no route\)"),
     ):

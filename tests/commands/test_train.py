@@ -13,13 +13,16 @@ from PIL import Image
 from safetensors import safe_open
 
 from diffcli.commands import train
-from diffcli.config import RunConfig
-from diffcli.core.checkpoint import load_model
+from diffcli.config.settings import RunConfig
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
-from diffcli.interrupts import Stop
-from diffcli.runs import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runs.checkpoint import load_model
+from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
+from diffcli.runtime import console
+from diffcli.runtime.signals import Stop
+from diffcli.training.samples import open_domains, training_set
+from diffcli.training.trainer import Trainer
 
-TINY_SD = Path(__file__).parent.parent / "parity_data" / "tiny-sd"
+TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,6 @@ def tiny_config(**changes: Any) -> RunConfig:
         "data": {
             "train": {"domain": "miniworld/clean", "count": 6},
             "eval": [{"domain": "miniworld/night", "count": 2}],
-            "workers": 0,
         },
         "augmentation": {"crop": "64x64"},
         "train": {
@@ -51,9 +53,9 @@ def tiny_config(**changes: Any) -> RunConfig:
             "warmup_iterations": 2,
             "log_interval": 1,
             "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
-            "device": "cpu",
         },
         "eval": {"size": "128x64"},
+        "runtime": {"device": "cpu", "data_workers": 0},
     }
     for key, value in changes.items():
         node = tree
@@ -65,7 +67,8 @@ def tiny_config(**changes: Any) -> RunConfig:
 
 
 def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
-    train.run(config, config_name="tiny", resume=resume, runs=runs, json=True)
+    with console.json_only():
+        train.run(train.Request(config=config, config_name="tiny", resume=resume, runs=runs))
     return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
 
 
@@ -78,7 +81,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 class StopAt(Stop):
     """A Ctrl-C that comes in a known iteration."""
 
-    def __init__(self, trainer: train.Trainer, iteration: int) -> None:
+    def __init__(self, trainer: Trainer, iteration: int) -> None:
         self.trainer, self.iteration = trainer, iteration
 
     @property
@@ -127,7 +130,8 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     folder = interrupted(config, tmp_path / "resumed", at=3, monkeypatch=monkeypatch)
     assert (folder / RESUME).is_file()
     assert not (folder / REPORT).exists()
-    resumed = start(config, tmp_path / "resumed", resume=True)
+    elsewhere = tiny_config(runtime__data_workers=1)  # another machine may continue it
+    resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
     before, after = load_model(straight / LAST), load_model(resumed / LAST)
@@ -137,7 +141,7 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
 
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
-    helped = start(tiny_config(train__iterations=3, data__workers=2), tmp_path / "helped")
+    helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
     assert metrics(alone) == metrics(helped)
 
 
@@ -185,9 +189,10 @@ def test_bad_sample_keeps_the_work_before_it(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 19, (64, 64), dtype=np.uint8)).save(
             tmp_path / f"data/labels/{index}.png"
         )
-    (tmp_path / "data/images/3.png").write_bytes(b"not a picture")
+    damage_inside(tmp_path / "data/images/3.png")
     config = tiny_config(
         data__train={"domain": "folder", "root": str(tmp_path / "data")},
+        data__on_error="stop",
         train__rare_class_sampling=None,
         train__batch_size=1,
         train__seed=next(seed for seed in range(20) if _first_draw_of_last_image(seed, tmp_path) == 2),
@@ -198,6 +203,13 @@ def test_bad_sample_keeps_the_work_before_it(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "tiny" / RESUME).is_file()
 
 
+def damage_inside(path: Path) -> None:
+    """Zeros in a PNG's data: header and end are whole, so that only decoding tells."""
+    data = path.read_bytes()
+    start = data.index(b"IDAT") + 4
+    path.write_bytes(data[:start] + bytes(len(data) - start - 16) + data[-16:])
+
+
 def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
     """The draw at which a seed first meets the damaged picture."""
     config = tiny_config(
@@ -205,8 +217,8 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
         train__rare_class_sampling=None,
         train__seed=seed,
     )
-    source, _ = train._open_domains(config)
-    samples = train._training_set(config, source, None)
+    source, _ = open_domains(config)
+    samples = training_set(config, source, None)
     for draw in range(4):
         try:
             samples[draw]
@@ -219,7 +231,7 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
 def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     """bf16 moves the losses a little, and only a little."""
     settings = {"train__iterations": 2, "train__loss": {"ipkl": ipkl}}
-    folder = start(tiny_config(**settings, train__precision="bf16"), tmp_path)
+    folder = start(tiny_config(**settings, runtime__precision="bf16"), tmp_path)
     AcceleratorState._reset_state(reset_partial_state=True)
     full = start(tiny_config(**settings), tmp_path / "full")
     pairs = zip(metrics(folder)[:2], metrics(full)[:2], strict=True)

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import diffcli
+from diffcli.backbone import single_file
+from diffcli.backbone.loading import quiet
 from diffcli.commands import export
-from diffcli.config import ModelConfig, RunConfig
-from diffcli.core import single_file
-from diffcli.core.checkpoint import save_checkpoint
-from diffcli.core.loading import quiet
+from diffcli.config.settings import ModelConfig, RunConfig
 from diffcli.core.model import build_model
-from tests.sd_layouts import shrink_layouts, write_pipeline, write_single_file
+from diffcli.runs.checkpoint import save_checkpoint
+from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -67,7 +67,7 @@ def test_an_export_holds_the_replaced_weights(
     run = save_run(model, tmp_path / "run")
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = diffcli.load(run, device="cpu").logits(images, identities=["a"])
-    export.run(run, output=tmp_path / "out", with_backbone=True)
+    export.run(export.Request(run=run, output=tmp_path / "out", with_backbone=True))
     shutil.rmtree(tmp_path / "gone")
     loaded = diffcli.load(tmp_path / "out", device="cpu")
     assert torch.equal(before, loaded.logits(images, identities=["a"]))
@@ -76,7 +76,7 @@ def test_an_export_holds_the_replaced_weights(
     assert stored.keys() == expected.keys()
     assert all(torch.equal(x, expected[name]) for name, x in stored.items())
     assert "tuned.safetensors" in (tmp_path / "out" / "README.md").read_text()
-    export.run(tmp_path / "out", output=tmp_path / "again", with_backbone=True)
+    export.run(export.Request(run=tmp_path / "out", output=tmp_path / "again", with_backbone=True))
     assert load_file(next((tmp_path / "again/backbone/unet").glob("*.safetensors"))).keys() == stored.keys()
 
 
@@ -84,7 +84,7 @@ def test_an_export_without_them_says_where_they_are(
     tiny_config: RunConfig, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = save_run(with_backbone(tiny_config, unet_weights=weights), tmp_path / "run")
-    export.run(run, output=tmp_path / "out")
+    export.run(export.Request(run=run, output=tmp_path / "out"))
     assert "on this machine only" in (said := capsys.readouterr().err)
     assert weights.name in said
     facts = json.loads((tmp_path / "out" / "export.json").read_text())

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import DecoderConfig, ModelConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.config.settings import DecoderConfig, ModelConfig
 from diffcli.core.decoder import DAFormerHead, SegmentationDecoder, WeightedAggregation
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import join

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffcli.config import CustomSchedule, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.unet import FeatureLayer, FrozenUNet, feature_layers
+from diffcli.config.settings import CustomSchedule, InversionConfig
 from diffcli.core.features import DiffusionFeatureExtractor, FeatureTaps
 from diffcli.core.inversion import seeded_noise
-from diffcli.core.unet import FeatureLayer, FrozenUNet, feature_layers
 
 Extract = Callable[..., list[Tensor]]
 NAMES = ["a", "b"]

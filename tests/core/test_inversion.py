@@ -14,23 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import SCHEDULES, BackboneConfig, CustomSchedule, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.backbone.unet import FrozenUNet, Maps
+from diffcli.config.settings import SCHEDULES, BackboneConfig, CustomSchedule, InversionConfig
 from diffcli.core.inversion import (
     InversionSchedule,
     PromptGroups,
     StepCoefficients,
     ddim_inversion_step,
+    draw_ahead,
     guide,
     noise_seed,
+    plan_batch,
     plan_rows,
     prompt_groups,
     resize_nearest,
     seeded_noise,
     step_coefficients,
 )
-from diffcli.core.loading import load_backbone
-from diffcli.core.unet import FrozenUNet, Maps
 
 Extract = Callable[..., list[Tensor]]
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -115,18 +117,34 @@ def test_true_noise_leads_to_the_true_latent(times: tuple[int, int], seed: int) 
     torch.testing.assert_close(ddim_inversion_step(noisy, eps, eps, step), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_all_noise_is_drawn_in_the_order_of_the_steps() -> None:
+    """Drawn ahead of the loop, an image still gets the numbers that it would get step by step."""
+    masks = torch.ones(3, 2, 2)
+    groups = [PromptGroups(("", "a", "b"), masks), PromptGroups(("",), masks[:1])]
+    full = plan_batch(groups, "", device=torch.device("cpu"))
+    plain = plan_batch(
+        [PromptGroups(g.prompts[:1], g.masks[:1]) for g in groups], "", device=torch.device("cpu")
+    )
+    latent = torch.zeros(2, 4, 2, 2)
+    found = draw_ahead(seeded_noise(0, ["x", "y"]), [full, plain, full], latent)
+    expected = seeded_noise(0, ["x", "y"])
+    for step, sizes in zip(found, ((3, 1), (1, 1), (3, 1)), strict=True):
+        for image, size in enumerate(sizes):
+            assert torch.equal(step[image], expected(image, (size, 4, 2, 2)))
+
+
 # --- guidance and prompt groups ------------------------------------------------------------------------------------
 
 
 @given(scale=st.floats(-20, 20), seed=st.integers(0, 2**16))
 def test_guidance_towards_the_negative_prompt_is_nothing(scale: float, seed: int) -> None:
     eps = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(guide(eps, [""], [""], guidance_scale=scale), eps)
+    assert torch.equal(guide(eps, torch.tensor([0]), guidance_scale=scale), eps)
 
 
 def test_guidance_of_scale_one_is_the_prompt() -> None:
     eps = torch.randn(2, 4, 2, 2)
-    torch.testing.assert_close(guide(eps, ["", "x"], ["x"], guidance_scale=1.0), eps[1:])
+    torch.testing.assert_close(guide(eps, torch.tensor([1]), guidance_scale=1.0), eps[1:])
 
 
 def test_groups_are_the_prompted_classes_that_are_there() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import LossConfig
+from diffcli.config.settings import LossConfig
 from diffcli.core.ipkl import (
     PairedDecoder,
     ce_consistency,
@@ -17,6 +17,7 @@ from diffcli.core.ipkl import (
     ipkl_loss,
     kl_consistency,
     mse_consistency,
+    pixels_to_average,
     segmentation_loss,
 )
 from diffcli.core.model import SegmentationModel
@@ -203,3 +204,30 @@ def test_both_passes_move_the_running_statistics_the_labelled_one_first(model: S
         model.decoder(plain)
     assert int(together["head.bottleneck.1.num_batches_tracked"]) == 2
     assert all(torch.equal(together[name], x) for name, x in model.decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("average", ["all", "labelled"])
+def test_the_mean_over_processes_is_the_loss_of_their_whole_batch(average: str) -> None:
+    """Also where one process holds few labelled pixels, and gradients alike."""
+    student, teacher = (x.requires_grad_() for x in logits(3))
+    labels = torch.randint(0, 5, (2, 8, 12), generator=torch.Generator().manual_seed(0))
+    labels[1, 1:] = 255
+    config = LossConfig(average=average)
+    whole = ipkl_loss(student, teacher, labels, config)
+    counts = [pixels_to_average(labels[i : i + 1], average=config.average) for i in range(2)]
+    parts = [
+        ipkl_loss(
+            student[i : i + 1],
+            teacher[i : i + 1],
+            labels[i : i + 1],
+            config,
+            pixels=sum(counts) / len(counts),
+        )
+        for i in range(2)
+    ]
+    for name in ("total", "unconditional", "conditional", "consistency"):
+        mean = torch.stack([getattr(part, name) for part in parts]).mean()
+        torch.testing.assert_close(mean, getattr(whole, name), rtol=1e-12, atol=0)
+    (gradient,) = torch.autograd.grad(whole.total, student, retain_graph=True)
+    (split,) = torch.autograd.grad(sum(part.total for part in parts) / 2, student)
+    torch.testing.assert_close(split, gradient, rtol=1e-12, atol=1e-15)

@@ -7,20 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from diffcli.config import EvalConfig, Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import (
     SegmentationModel,
     content_identity,
     pad_to_multiple,
-    segment,
     to_model_range,
-    window_starts,
 )
-
-
-def whole(**changes: object) -> EvalConfig:
-    return EvalConfig(size=None, **changes)
 
 
 def half_and_half(height: int, width: int) -> Tensor:
@@ -96,89 +89,6 @@ def test_reduced_precision_returns_float32(model: SegmentationModel, images: Ten
     reduced = model.logits(images, identities=["a", "b"])
     assert reduced.dtype == torch.float32
     assert F.cosine_similarity(full.flatten(), reduced.flatten(), dim=0) > 0.98
-
-
-# --- segment -------------------------------------------------------------------------------------------------------
-
-
-def test_one_plain_pass_is_logits(model: SegmentationModel, images: Tensor) -> None:
-    assert torch.equal(segment(model, images, config=whole()), model.logits(images))
-
-
-def test_the_first_prediction_is_the_reference_of_a_second_pass(
-    model: SegmentationModel, images: Tensor
-) -> None:
-    first = model.logits(images)
-    expected = model.logits(images, references=list(first.argmax(1)))
-    assert torch.equal(segment(model, images, config=whole(reference="prediction")), expected)
-
-
-def test_given_references_are_used_as_they_are(model: SegmentationModel, images: Tensor) -> None:
-    references = [half_and_half(64, 64)] * 2
-    expected = model.logits(images, references=references)
-    for reference in ("none", "labels", "prediction"):
-        got = segment(model, images, config=whole(reference=reference), references=references)
-        assert torch.equal(got, expected)
-
-
-def test_mirroring_averages_with_the_mirrored_prediction(model: SegmentationModel, images: Tensor) -> None:
-    names, references = ["a", "b"], [half_and_half(64, 64), None]
-    straight = model.logits(images, identities=names, references=references).softmax(1)
-    mirrored = model.logits(images.flip(-1), identities=names, references=[references[0].flip(-1), None])
-    got = segment(model, images, config=whole(flip=True), identities=names, references=references)
-    torch.testing.assert_close(got, (straight + mirrored.flip(-1).softmax(1)) / 2)
-
-
-def test_scales_and_mirror_give_probabilities_at_the_images_size(model: SegmentationModel) -> None:
-    images = torch.rand(1, 3, 70, 90)
-    model.extractor.backbone.evaluations = 0
-    got = segment(model, images, config=whole(scales=(0.5, 1.0, 1.3), flip=True))
-    assert model.extractor.backbone.evaluations == 6
-    assert got.shape == (1, 5, 70, 90)
-    torch.testing.assert_close(got.sum(1), torch.ones(1, 70, 90))
-
-
-# --- windows -------------------------------------------------------------------------------------------------------
-
-
-@given(length=st.integers(1, 400), window=st.integers(1, 200), stride=st.integers(1, 200))
-def test_windows_cover_everything_once_the_stride_allows(length: int, window: int, stride: int) -> None:
-    stride = min(stride, window)
-    starts = window_starts(length, window, stride)
-    covered = {x for start in starts for x in range(start, min(start + window, length))}
-    assert covered == set(range(length))
-    assert starts == sorted(set(starts))
-    assert all(0 <= start <= max(length - window, 0) for start in starts)
-
-
-def slide(window: int, stride: int) -> EvalConfig:
-    return whole(mode="slide", window=Size(window, window), stride=Size(stride, stride))
-
-
-def test_one_window_over_a_small_image_is_the_whole(model: SegmentationModel, images: Tensor) -> None:
-    got = segment(model, images, config=slide(128, 64), identities=["a", "b"])
-    assert torch.equal(got, model.logits(images, identities=["a@0,0", "b@0,0"]))
-
-
-def test_overlapping_windows_are_averaged(model: SegmentationModel) -> None:
-    images = torch.rand(1, 3, 64, 96)
-    got = segment(model, images, config=slide(64, 32), identities=["a"])
-    left = model.logits(images[..., :64], identities=["a@0,0"])
-    right = model.logits(images[..., 32:], identities=["a@32,0"])
-    torch.testing.assert_close(got[..., :32], left[..., :32])
-    torch.testing.assert_close(got[..., 32:64], (left[..., 32:] + right[..., :32]) / 2)
-    torch.testing.assert_close(got[..., 64:], right[..., 32:])
-
-
-def test_windows_see_their_part_of_the_reference(model: SegmentationModel) -> None:
-    """Classes 1 on the left and 3 on the right: each window meets one class prompt, or both where they meet."""
-    images, backbone = torch.rand(1, 3, 64, 128), model.extractor.backbone
-    backbone.evaluations = 0
-    segment(model, images, config=slide(64, 64), identities=["a"], references=[half_and_half(64, 128)])
-    assert backbone.evaluations == 2 + 2
-    backbone.evaluations = 0
-    segment(model, images, config=slide(64, 32), identities=["a"], references=[half_and_half(32, 64)])
-    assert backbone.evaluations == 2 + 3 + 2
 
 
 # --- small parts ---------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffcli.config import CustomSchedule, InversionConfig, ModelConfig
-from diffcli.core.backbone import DiffusionBackbone
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.config.settings import CustomSchedule, InversionConfig, ModelConfig
 from diffcli.core.decoder import SegmentationDecoder
 from diffcli.core.features import DiffusionFeatureExtractor, StepMaps
 from diffcli.core.inversion import seeded_noise
@@ -35,9 +35,11 @@ def calls(module: nn.Module) -> Iterator[list[int]]:
     handle.remove()
 
 
-def extractor(backbone: DiffusionBackbone, **settings: object) -> DiffusionFeatureExtractor:
+def extractor(
+    backbone: DiffusionBackbone, *, max_unet_batch: int = 8, **settings: object
+) -> DiffusionFeatureExtractor:
     config = InversionConfig(**{"schedule": TWO_STEPS, "class_prompts": CLASS_PROMPTS, **settings})
-    return DiffusionFeatureExtractor(backbone, config)
+    return DiffusionFeatureExtractor(backbone, config, max_unet_batch=max_unet_batch)
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 import diffcli.data.dataset as dataset_module
-from diffcli.config import AugmentationConfig, DomainConfig, RareClassConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import AugmentationConfig, RareClassConfig
 from diffcli.data.batches import training_batches
 from diffcli.data.dataset import Domain, TrainingSet, expand_domains, known_domains, locate, open_domain
 from diffcli.data.images import read_image
@@ -28,9 +29,7 @@ OwnFolder = Callable[[dict[str, object]], Path]
 
 
 def opened(root: Path, **settings: object) -> Domain:
-    return open_domain(
-        DomainConfig.model_validate({"domain": "folder", "root": root, **settings}), purpose="train"
-    )
+    return open_domain(domain_config(**{"domain": "folder", "root": root, **settings}), purpose="train")
 
 
 # images
@@ -120,7 +119,7 @@ def test_gta5_pairs_of_unequal_size(tmp_path: Path, save_image: Save) -> None:
     """Some GTA5 frames are 1914x1046 where their labels are 1914x1052."""
     save_image(tmp_path / "images/15188.png", np.zeros((1046, 1914, 3), np.uint8))
     save_image(tmp_path / "labels/15188.png", np.full((1052, 1914), 7, np.uint8))
-    image, label = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train").load(0)
+    image, label = open_domain(domain_config("gta5", root=tmp_path), purpose="train").load(0)
     assert image.shape[:2] == label.shape == (1046, 1914)
 
 
@@ -129,17 +128,15 @@ def test_own_classes_ids_and_colors(tmp_path: Path, save_image: Save) -> None:
     save_image(tmp_path / "masks/a.png", np.array([[10, 20, 30]], np.uint8))
     save_image(tmp_path / "painted/a.png", np.array([[[9, 9, 9], [1, 0, 0], [0, 1, 0]]], np.uint8))
     classes = ("crop", "weed")
-    by_id = DomainConfig(
-        domain="folder", root=tmp_path, images="photos", labels="masks", label_ids={10: 0, 20: 1, 30: 255}
+    by_id = domain_config(
+        "folder", root=tmp_path, images="photos", labels="masks", label_ids={10: 0, 20: 1, 30: 255}
     )
-    by_color = DomainConfig.model_validate(
-        {
-            "domain": "folder",
-            "root": tmp_path,
-            "images": "photos",
-            "labels": "painted",
-            "label_colors": [[[9, 9, 9], 0], [[1, 0, 0], 1], [[0, 1, 0], 255]],
-        }
+    by_color = domain_config(
+        domain="folder",
+        root=tmp_path,
+        images="photos",
+        labels="painted",
+        label_colors=[[[9, 9, 9], 0], [[1, 0, 0], 1], [[0, 1, 0], 255]],
     )
     for config in (by_id, by_color):
         domain = open_domain(config, purpose="train", classes=classes)
@@ -149,7 +146,7 @@ def test_own_classes_ids_and_colors(tmp_path: Path, save_image: Save) -> None:
 
 def test_train_ids_beyond_the_own_classes_are_errors(own_folder: OwnFolder) -> None:
     domain = open_domain(
-        DomainConfig(domain="folder", root=own_folder({"a": [[0, 2]]})),
+        domain_config("folder", root=own_folder({"a": [[0, 2]]})),
         purpose="train",
         classes=("crop", "weed"),
     )
@@ -159,7 +156,7 @@ def test_train_ids_beyond_the_own_classes_are_errors(own_folder: OwnFolder) -> N
 
 def test_a_subset_of_cityscapes_classes_goes_by_name(tmp_path: Path, save_pair: SavePair) -> None:
     save_pair(tmp_path / "images/1.png", tmp_path / "labels/1.png", [[7, 26, 8]])
-    config = DomainConfig(domain="gta5", root=tmp_path)
+    config = domain_config("gta5", root=tmp_path)
     assert open_domain(config, purpose="train", classes=("car", "road")).load(0)[1].tolist() == [[1, 0, 255]]
 
 
@@ -197,14 +194,34 @@ def test_all_is_what_lies_under_the_data_folder(
     assert located["miniworld/fog"].found
 
 
+def test_one_root_for_several_domains(tmp_path: Path, save_pair: SavePair) -> None:
+    """It is the folder that holds the domains' folders, or the domain's folder itself, in YAML too."""
+    save_pair(tmp_path / "kitti/training/image_2/0.png", tmp_path / "kitti/training/semantic/0.png", [[7]])
+    save_pair(
+        tmp_path / "Dark-Zurich/rgb_anon/val/night/G/0_rgb_anon.png",
+        tmp_path / "Dark-Zurich/gt/val/night/G/0_gt_labelIds.png",
+        [[7]],
+    )
+    save_pair(tmp_path / "gta5/images/0.png", tmp_path / "gta5/labels/0.png", [[7]])
+    opened = [
+        open_domain(entry, purpose="eval")
+        for entry in expand_domains("kitti,dark_zurich,gta5", root=tmp_path)
+    ]
+    assert [(one.name, len(one)) for one in opened] == [("kitti", 1), ("dark_zurich", 1), ("gta5", 1)]
+    (alone,) = expand_domains("kitti", root=tmp_path / "kitti")
+    assert len(open_domain(alone, purpose="eval")) == 1
+    assert [entry.domain for entry in expand_domains("all", root=tmp_path)] == ["dark_zurich", "kitti"]
+    (absent,) = expand_domains("camvid", root=tmp_path)  # whose layout images/ with labels/ is that of gta5
+    with pytest.raises(DataError, match="no val images here"):
+        open_domain(absent, purpose="eval")
+
+
 def test_expand_domains_rejects() -> None:
     with pytest.raises(ConfigError, match="unknown domain 'mapilary'") as caught:
         names("mapilary")
     assert "mapillary" in str(caught.value.hint)
     with pytest.raises(ConfigError, match="no domain"):
         names(" , ")
-    with pytest.raises(ConfigError, match="one root"):
-        expand_domains("kitti,camvid", root=Path("x"))
     assert [config.root for config in expand_domains("acdc", root=Path("x"))] == [Path("x")] * 5
 
 
@@ -325,12 +342,13 @@ def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> No
     script = tmp_path / "load.py"
     script.write_text(
         "import cv2, numpy as np\n"
-        "from diffcli.config import AugmentationConfig, DomainConfig\n"
+        "from diffcli.config.domain import domain_config\n"
+        "from diffcli.config.settings import AugmentationConfig\n"
         "from diffcli.data.batches import training_batches\n"
         "from diffcli.data.dataset import TrainingSet, open_domain\n"
         "cv2.setNumThreads(4)\n"
         "cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 3)\n"
-        "domain = open_domain(DomainConfig(domain='miniworld/clean', count=4), purpose='train')\n"
+        "domain = open_domain(domain_config('miniworld/clean', count=4), purpose='train')\n"
         "augmentation = AugmentationConfig(crop='64x64')\n"
         "samples = TrainingSet(domain, augmentation=augmentation, rare_classes=None, statistics=None, seed=0)\n"
         "print(len(list(training_batches(samples, draws=range(4), batch_size=2, workers=2))))\n"
@@ -342,7 +360,7 @@ def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> No
     assert done.stdout == "2\n", done.stderr
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinned memory needs a GPU")
+@pytest.mark.cuda
 def test_batches_for_a_gpu_lie_in_pinned_memory(streets: Domain) -> None:
     batches = training_batches(
         training_set(streets, rare=False), draws=range(2), batch_size=2, workers=1, pin=True

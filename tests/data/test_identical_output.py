@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli.config import AugmentationConfig, DomainConfig, Size
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import AugmentationConfig
+from diffcli.config.size import Size
 from diffcli.data.dataset import TrainingSet, open_domain
+from diffcli.data.domains import LABEL_IDS
 from diffcli.data.transforms import (
     draw_crop,
     flip_horizontally,
@@ -16,7 +19,6 @@ from diffcli.data.transforms import (
     resize_image,
     resize_label,
 )
-from diffcli.domains import LABEL_IDS
 
 SIZE = (64, 128)
 """Widths are multiples of 64, as the recipe's are: OpenCV rounds the rest of a row's last vector otherwise (by 1)."""
@@ -69,7 +71,7 @@ def in_plain_order(
 def test_the_fast_order_changes_no_pixel(tmp_path: Path, resize: Size | None, crop: Size) -> None:
     write_pairs(tmp_path)
     settings = AugmentationConfig(crop=crop)
-    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path, resize=resize), purpose="train")
+    domain = open_domain(domain_config("gta5", root=tmp_path, resize=resize), purpose="train")
     samples = TrainingSet(domain, augmentation=settings, rare_classes=None, statistics=None, seed=0)
     for draw in range(24):
         image, label = in_plain_order(tmp_path, settings, resize, draw)

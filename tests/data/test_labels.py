@@ -8,17 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
+from diffcli.data.domains import INSTANCE_IDS, KITTI_INSTANCES, LABEL_IDS, SYNTHIA, TRAIN_IDS, LabelEncoding
 from diffcli.data.labels import LabelReader, read_pixels, train_ids_by_name
-from diffcli.domains import (
-    CITYSCAPES_CLASSES,
-    CITYSCAPES_ID_OF_TRAIN_ID,
-    INSTANCE_IDS,
-    KITTI_INSTANCES,
-    LABEL_IDS,
-    SYNTHIA,
-    TRAIN_IDS,
-    LabelEncoding,
-)
 from diffcli.errors import DataError
 
 Save = Callable[..., Path]

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffcli.config import DomainConfig
+from diffcli.classes import CITYSCAPES_CLASSES, CLASS_SUBSETS
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import open_domain
-from diffcli.domains import (
-    CITYSCAPES_CLASSES,
-    CLASS_SUBSETS,
+from diffcli.data.domains import (
     DOMAINS,
     SYNTHIA,
     VISTAS_1_2,
@@ -21,6 +20,7 @@ from diffcli.domains import (
     VISTAS_ENCODING_1_2,
     VISTAS_ENCODING_2_0,
 )
+from diffcli.data.idd import IDD_CLASSES
 from diffcli.errors import ConfigError, DataError
 
 SavePair = Callable[..., None]
@@ -96,6 +96,55 @@ LAYOUTS = [
         [[[128, 64, 128], [64, 0, 128]]],
         "val/a",
     ),
+    ("urbansyn", "train", "rgb/rgb_0001.png", "ss/ss_0001.png", ROAD_CAR, "0001"),
+    (
+        "foggy_cityscapes",
+        "val",
+        "leftImg8bit_foggy/val/ulm/ulm_000000_000019_leftImg8bit_foggy_beta_0.02.png",
+        "gtFine/val/ulm/ulm_000000_000019_gtFine_labelIds.png",
+        ROAD_CAR_ID,
+        "val/ulm/ulm_000000_000019",
+    ),
+    (
+        "nighttime_driving",
+        "test",
+        "leftImg8bit/test/night/0_leftImg8bit.png",
+        "gtCoarse_daytime_trainvaltest/test/night/0_gtCoarse_labelTrainIds.png",
+        ROAD_CAR,
+        "test/night/0",
+    ),
+    (
+        "idd",
+        "val",
+        "leftImg8bit/val/7/frame0029_leftImg8bit.jpg",
+        "gtFine/val/7/frame0029_gtFine_labelids.png",
+        [[0, 12]],
+        "val/7/frame0029",
+    ),
+    (
+        "idd",
+        "train",
+        "leftImg8bit/train/7/a_leftImg8bit.png",
+        "gtFine/train/7/a_gtFine_labellevel3Ids.png",
+        [[0, 9]],
+        "train/7/a",
+    ),
+    (
+        "cityscapes/coarse",
+        "train",
+        "leftImg8bit/train/ulm/a_leftImg8bit.png",
+        "gtCoarse/train/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+        "train/ulm/a",
+    ),
+    (
+        "cityscapes",
+        "train_extra",
+        "leftImg8bit/train_extra/ulm/a_leftImg8bit.png",
+        "gtCoarse/train_extra/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+        "train_extra/ulm/a",
+    ),
     (
         "kitti",
         "train",
@@ -113,7 +162,7 @@ def test_layout(tmp_path: Path, save_pair: SavePair, case: tuple[str, ...], belo
     name, split, image, label, values, sample_id = case
     save_pair(tmp_path / below / image, tmp_path / below / label, values)
     for purpose in ("train", "eval"):
-        domain = open_domain(DomainConfig(domain=name, root=tmp_path, split=split), purpose=purpose)
+        domain = open_domain(domain_config(name, root=tmp_path, split=split), purpose=purpose)
         assert [sample.id for sample in domain.samples] == [sample_id]
         pixels, train_ids = domain.load(0)
         assert pixels.shape == (1, 2, 3)
@@ -128,7 +177,7 @@ def test_synthia_16_bit_labels(tmp_path: Path, save_pair: SavePair) -> None:
     values[..., 2] = (3, 8)
     (tmp_path / "GT/LABELS").mkdir()
     cv2.imwrite(str(tmp_path / "GT/LABELS/0.png"), values)
-    domain = open_domain(DomainConfig(domain="synthia", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("synthia", root=tmp_path), purpose="train")
     assert domain.load(0)[1].tolist() == ROAD_CAR
 
 
@@ -137,7 +186,7 @@ def test_archives_unpacked_side_by_side(tmp_path: Path, save_pair: SavePair) -> 
     save_pair(
         tmp_path / image, tmp_path / "gtFine_trainvaltest/gtFine/val/ulm/a_gtFine_labelIds.png", ROAD_CAR_ID
     )
-    domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="eval")
+    domain = open_domain(domain_config("cityscapes", root=tmp_path), purpose="eval")
     assert domain.load(0)[1].tolist() == ROAD_CAR
 
 
@@ -153,7 +202,7 @@ def test_gta5_labels_in_palette_in_colours_and_as_grey_rgb(
     save_image(tmp_path / "labels/c.png", np.repeat(np.array([[[7], [26], [4]]], np.uint8), 3, axis=2))
     for name in "abc":
         save_image(tmp_path / f"images/{name}.png", np.zeros((1, 3, 3), np.uint8))
-    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("gta5", root=tmp_path), purpose="train")
     assert [domain.load(i)[1].tolist() for i in range(3)] == [[[0, 13, 255]]] * 3
 
 
@@ -162,7 +211,7 @@ def test_the_archives_of_gta5_in_a_folder_each(tmp_path: Path, save_pair: SavePa
         image = tmp_path / f"{part}_images/images/{part}000.png"
         save_pair(image, tmp_path / f"{part}_labels/labels/{part}000.png", ROAD_CAR_ID)
     save_pair(tmp_path / "mine/images/a.png", tmp_path / "mine/masks/a.png", ROAD_CAR)  # something else
-    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("gta5", root=tmp_path), purpose="train")
     assert [sample.id for sample in domain.samples] == ["01000", "02000", "10000"]
     assert all(domain.load(i)[1].tolist() == ROAD_CAR for i in range(3))
     assert not domain.missing
@@ -177,7 +226,7 @@ def test_label_ids_go_before_train_ids_and_each_image_takes_what_it_has(
         ("b", "_labelTrainIds", ROAD_CAR),
     ):
         save_pair(tmp_path / f"images/{name}.png", tmp_path / f"labels/{name}{suffix}.png", values)
-    domain = open_domain(DomainConfig(domain="gta5", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("gta5", root=tmp_path), purpose="train")
     assert [sample.id for sample in domain.samples] == ["a", "b"]
     assert [domain.load(i)[1].tolist() for i in range(2)] == [ROAD_CAR, ROAD_CAR]
     assert not domain.missing
@@ -187,17 +236,39 @@ def test_mapillary_goes_by_the_names_in_its_config(tmp_path: Path, save_pair: Sa
     save_pair(tmp_path / "validation/images/a.jpg", tmp_path / "validation/labels/a.png", [[0, 2, 1]])
     names = ("object--vehicle--car", "animal--bird", "construction--flat--road")
     (tmp_path / "config.json").write_text(json.dumps({"labels": [{"name": name} for name in names]}))
-    domain = open_domain(DomainConfig(domain="mapillary", root=tmp_path), purpose="eval")
+    domain = open_domain(domain_config("mapillary", root=tmp_path), purpose="eval")
     assert domain.load(0)[1].tolist() == [[13, 0, 255]]
     (tmp_path / "config.json").write_text('{"classes": []}')
     with pytest.raises(DataError, match="class list") as caught:
-        open_domain(DomainConfig(domain="mapillary", root=tmp_path), purpose="eval")
+        open_domain(domain_config("mapillary", root=tmp_path), purpose="eval")
     assert str(caught.value.where).endswith("config.json")
+
+
+def test_idd_in_its_own_classes(tmp_path: Path, save_pair: SavePair) -> None:
+    folder = tmp_path / "gtFine/train/7"
+    for name, kind, values in (("a", "labelids", [[11, 12, 35]]), ("b", "labellevel3Ids", [[8, 9, 255]])):
+        image = tmp_path / f"leftImg8bit/train/7/{name}_leftImg8bit.png"
+        save_pair(image, folder / f"{name}_gtFine_{kind}.png", values)
+    config = domain_config("idd", root=tmp_path)
+    own = open_domain(config, purpose="train", classes=IDD_CLASSES)
+    assert [own.load(i)[1].tolist() for i in range(2)] == [[[8, 9, 255]]] * 2
+    streets = open_domain(config, purpose="train")
+    assert [streets.load(i)[1].tolist() for i in range(2)] == [[[255, 13, 255]]] * 2
+
+
+def test_coarse_labels_are_never_taken_for_fine_ones(tmp_path: Path, save_pair: SavePair) -> None:
+    save_pair(
+        tmp_path / "leftImg8bit/val/ulm/a_leftImg8bit.png",
+        tmp_path / "gtCoarse/val/ulm/a_gtCoarse_labelIds.png",
+        ROAD_CAR_ID,
+    )
+    domain = open_domain(domain_config("cityscapes", root=tmp_path), purpose="eval")
+    assert domain.samples[0].label is None
 
 
 def test_mapillary_value_beyond_the_table(tmp_path: Path, save_pair: SavePair) -> None:
     save_pair(tmp_path / "validation/images/a.jpg", tmp_path / "validation/labels/a.png", [[13, 70]])
-    domain = open_domain(DomainConfig(domain="mapillary", root=tmp_path), purpose="eval")
+    domain = open_domain(domain_config("mapillary", root=tmp_path), purpose="eval")
     with pytest.raises(DataError, match="70"):
         domain.load(0)
 
@@ -219,19 +290,19 @@ def acdc(tmp_path: Path, save_pair: SavePair) -> Path:
 
 
 def test_acdc_together(acdc: Path) -> None:
-    domain = open_domain(DomainConfig(domain="acdc", root=acdc), purpose="eval")
+    domain = open_domain(domain_config("acdc", root=acdc), purpose="eval")
     assert [sample.id for sample in domain.samples] == [
         f"{c}/val/G/a" for c in ("fog", "night", "rain", "snow")
     ]
     assert [int(domain.load(i)[1][0, 0]) for i in range(4)] == [0, 1, 2, 10]
     assert [
-        len(open_domain(DomainConfig(domain="acdc", root=acdc, limit=n), purpose="eval")) for n in (1, 3, 9)
+        len(open_domain(domain_config("acdc", root=acdc, limit=n), purpose="eval")) for n in (1, 3, 9)
     ] == [1, 3, 4]
 
 
 def test_test_sets_open_without_labels(tmp_path: Path, save_image: Callable[..., Path]) -> None:
     save_image(tmp_path / "rgb_anon/fog/test/G/a_rgb_anon.png", np.zeros((2, 3, 3), np.uint8))
-    config = DomainConfig(domain="acdc/fog", root=tmp_path, split="test")
+    config = domain_config("acdc/fog", root=tmp_path, split="test")
     domain = open_domain(config, purpose="eval")
     assert domain.samples[0].label is None
     assert domain.load(0)[1].tolist() == [[255] * 3] * 2
@@ -241,12 +312,12 @@ def test_test_sets_open_without_labels(tmp_path: Path, save_image: Callable[...,
 
 def test_kitti_is_evaluated_on_its_labelled_split(tmp_path: Path, save_pair: SavePair) -> None:
     save_pair(tmp_path / "training/image_2/0_10.png", tmp_path / "training/semantic/0_10.png", ROAD_CAR_ID)
-    assert len(open_domain(DomainConfig(domain="kitti", root=tmp_path), purpose="eval")) == 1
+    assert len(open_domain(domain_config("kitti", root=tmp_path), purpose="eval")) == 1
 
 
 def test_miniworld_splits_never_share_a_scene() -> None:
     def scenes(**settings: object) -> set[object]:
-        config = DomainConfig.model_validate({"domain": "miniworld/clean", "count": 5, **settings})
+        config = domain_config(**{"domain": "miniworld/clean", "count": 5, **settings})
         return {sample.scene for sample in open_domain(config, purpose="train").samples}
 
     assert not scenes(split="train") & scenes(split="val")
@@ -255,9 +326,9 @@ def test_miniworld_splits_never_share_a_scene() -> None:
 
 
 def test_miniworld_is_clean_to_train_and_the_five_others_to_evaluate() -> None:
-    source = open_domain(DomainConfig(domain="miniworld", count=3), purpose="train")
+    source = open_domain(domain_config("miniworld", count=3), purpose="train")
     assert {sample.scene.look for sample in source.samples if sample.scene} == {"clean"}
-    unseen = open_domain(DomainConfig(domain="miniworld", count=3), purpose="eval")
+    unseen = open_domain(domain_config("miniworld", count=3), purpose="eval")
     assert {sample.scene.look for sample in unseen.samples if sample.scene} == {
         "night",
         "fog",
@@ -273,7 +344,7 @@ def test_miniworld_is_clean_to_train_and_the_five_others_to_evaluate() -> None:
 
 
 def test_miniworld_at_any_size() -> None:
-    domain = open_domain(DomainConfig(domain="miniworld/fog", count=1, resize="150x70"), purpose="eval")
+    domain = open_domain(domain_config("miniworld/fog", count=1, resize="150x70"), purpose="eval")
     image, label = domain.load(0)
     assert image.shape == (70, 150, 3)
     assert label.shape == (70, 150)
@@ -297,42 +368,39 @@ def test_class_subsets_are_those_of_synthia() -> None:
 
 def test_unknown_domain() -> None:
     with pytest.raises(ConfigError, match="unknown domain") as caught:
-        open_domain(DomainConfig(domain="citscapes"), purpose="eval")
+        open_domain(domain_config("citscapes"), purpose="eval")
     assert "did you mean cityscapes" in str(caught.value.hint)
 
 
 def test_missing_root_and_wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DIFFCLI_DATA", raising=False)
     with pytest.raises(DataError) as caught:
-        open_domain(DomainConfig(domain="cityscapes"), purpose="eval")
+        open_domain(domain_config("cityscapes"), purpose="eval")
     assert "DIFFCLI_DATA" in str(caught.value.hint)
     monkeypatch.setenv("DIFFCLI_DATA", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        open_domain(DomainConfig(domain="acdc/fog"), purpose="eval")
+        open_domain(domain_config("acdc/fog"), purpose="eval")
     assert caught.value.where == str(tmp_path / "acdc")
     assert "rgb_anon/fog/{split}" in str(caught.value.hint)
     (tmp_path / "acdc").mkdir()
     with pytest.raises(DataError, match="no val images here"):
-        open_domain(DomainConfig(domain="acdc/fog"), purpose="eval")
+        open_domain(domain_config("acdc/fog"), purpose="eval")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"domain": "cityscapes", "labels": "x"},
-        {"domain": "cityscapes", "count": 3},
         {"domain": "cityscapes", "split": "trian"},
         {"domain": "folder", "label_ids": {0: 19}},
-        {"domain": "folder", "label_ids": {70000: 1}},
         {"domain": "folder"},
     ],
 )
 def test_settings_that_do_not_belong(settings: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_domain(DomainConfig.model_validate(settings), purpose="eval")
+        open_domain(domain_config(**settings), purpose="eval")
     assert caught.value.hint
 
 
 def test_street_domains_need_a_class_of_cityscapes() -> None:
     with pytest.raises(ConfigError, match="none of them"):
-        open_domain(DomainConfig(domain="miniworld"), purpose="eval", classes=("cat", "dog"))
+        open_domain(domain_config("miniworld"), purpose="eval", classes=("cat", "dog"))

@@ -1,14 +1,17 @@
 """What a folder really looks like: links, leftovers, upper case, holes, and very many files."""
 
 import os
+import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diffcli.config import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import open_domain
+from diffcli.data.statistics import class_statistics
 from diffcli.errors import DataError
 
 SavePair = Callable[..., None]
@@ -17,7 +20,7 @@ OwnFolder = Callable[[dict[str, object]], Path]
 
 
 def opened(root: Path, purpose: str = "eval", **settings: object):  # type: ignore[no-untyped-def]
-    config = DomainConfig.model_validate({"domain": "folder", "root": root, **settings})
+    config = domain_config(**{"domain": "folder", "root": root, **settings})
     return open_domain(config, purpose=purpose)  # type: ignore[arg-type]
 
 
@@ -70,6 +73,47 @@ def test_links_are_followed_and_loops_end(tmp_path: Path, own_folder: OwnFolder,
     (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere.png")
     domain = opened(tmp_path)
     assert [sample.id for sample in domain.samples] == ["a", "c", "city/b"]
+    assert domain.missing.labels == (tmp_path / "images/gone.png",)
+
+
+@needs_links
+def test_a_link_without_a_target_is_named(tmp_path: Path, own_folder: OwnFolder) -> None:
+    own_folder({"a": [[0]], "b": [[0]]})
+    (tmp_path / "labels/b.png").unlink()
+    (tmp_path / "labels/b.png").symlink_to(tmp_path / "gone.png")
+    domain = opened(tmp_path)
+    assert len(domain) == 2
+    with pytest.raises(DataError, match=r"a link to .*gone\.png, which is not there"):
+        domain.load(1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes among files")
+def test_a_pipe_is_refused_without_waiting(own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0]]})
+    (root / "images/a.png").unlink()
+    os.mkfifo(root / "images/a.png")
+    with pytest.raises(DataError, match="not an ordinary file"):
+        opened(root).load(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_that_are_not_utf8(tmp_path: Path, own_folder: OwnFolder) -> None:
+    root = own_folder({"a": [[0, 1]]})
+    for folder in (b"images", b"labels"):
+        os.rename(
+            os.path.join(os.fsencode(root), folder, b"a.png"),
+            os.path.join(os.fsencode(root), folder, b"\xff.png"),
+        )
+    domain = opened(root)
+    assert domain.load(0)[1].tolist() == [[0, 1]]
+    assert class_statistics(domain, cache=tmp_path / "cache").pixels[0, :2].tolist() == [1, 1]
+
+
+def test_accents_are_compared_in_one_spelling(tmp_path: Path, save_pair: SavePair) -> None:
+    names = [unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD")]
+    save_pair(tmp_path / f"images/{names[0]}.png", tmp_path / f"labels/{names[1]}.png", [[3]])
+    domain = opened(tmp_path)
+    assert [sample.id for sample in domain.samples] == [names[0]]
     assert not domain.missing
 
 
@@ -121,6 +165,6 @@ def test_listing_100_000_files_stays_under_two_seconds(tmp_path: Path) -> None:
         for city in range(1, 10):
             (folder / f"c{city}").symlink_to(folder / "c0")
     start = time.process_time()
-    domain = open_domain(DomainConfig(domain="cityscapes", root=tmp_path), purpose="train")
+    domain = open_domain(domain_config("cityscapes", root=tmp_path), purpose="train")
     assert len(domain) == 50_000
     assert time.process_time() - start < 2

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from diffcli.data.miniworld import (
+    APPEARANCES,
     DOMAIN_RANGES,
-    DOMAINS,
     PARAMETERS,
     PRETRAINING_RANGES,
     random_appearance,
@@ -17,8 +17,8 @@ from diffcli.data.miniworld import (
     render_random,
     write_cityscapes,
 )
-from diffcli.data.scene import FAR, ROAD, SKY
-from diffcli.data.street import draw_scene
+from diffcli.data.miniworld.scene import FAR, ROAD, SKY
+from diffcli.data.miniworld.street import draw_scene
 
 SMALL = (64, 128)
 
@@ -32,7 +32,7 @@ def test_render_returns_an_image_and_train_ids(size: tuple[int, int]) -> None:
     assert set(np.unique(label)) <= {*range(19), 255}
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("domain", APPEARANCES)
 def test_render_is_deterministic(domain: str) -> None:
     first, second = render(3, 5, domain, size=SMALL), render(3, 5, domain, size=SMALL)
     np.testing.assert_array_equal(first[0], second[0])
@@ -65,7 +65,7 @@ def test_seed_and_index_change_the_scene() -> None:
 
 def test_domains_share_geometry_and_differ_in_appearance() -> None:
     for index in range(4):
-        scenes = [render(7, index, domain, size=SMALL) for domain in DOMAINS]
+        scenes = [render(7, index, domain, size=SMALL) for domain in APPEARANCES]
         for number, (image, label) in enumerate(scenes):
             np.testing.assert_array_equal(label, scenes[0][1])
             for other, _ in scenes[:number]:
@@ -102,7 +102,7 @@ def test_night_is_dark_but_readable() -> None:
 def test_pretraining_ranges_are_apart_from_every_domain(parameter: str) -> None:
     for low, high in PRETRAINING_RANGES[parameter]:
         assert low < high
-        for domain in DOMAINS:
+        for domain in APPEARANCES:
             domain_low, domain_high = DOMAIN_RANGES[domain][parameter]
             assert high < domain_low or low > domain_high, f"{parameter} overlaps {domain}"
 
@@ -115,7 +115,7 @@ def test_random_appearance_keeps_to_its_ranges() -> None:
 
 
 def test_tables_name_every_parameter() -> None:
-    assert set(DOMAIN_RANGES) == set(DOMAINS)
+    assert set(DOMAIN_RANGES) == set(APPEARANCES)
     for ranges in (*DOMAIN_RANGES.values(), PRETRAINING_RANGES):
         assert set(ranges) == set(PARAMETERS)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.config import DomainConfig
+from diffcli.config.domain import domain_config
 from diffcli.data.dataset import open_domain
-from diffcli.domains import CAMVID_11
+from diffcli.data.domains import CAMVID_11
 
 DATA = Path(__file__).parents[3] / "shared/data"
 LAYOUTS = DATA / "layout_samples"
@@ -20,7 +20,7 @@ DOMAINS = sorted(path.parent.name for path in DATA.glob("*/labels_train_ids"))
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_every_folder_is_read(name: str) -> None:
-    config = DomainConfig(domain="folder", root=DATA / name, labels="labels_train_ids")
+    config = domain_config("folder", root=DATA / name, labels="labels_train_ids")
     domain = open_domain(config, purpose="train")
     manifest = json.loads((DATA / "MANIFEST.json").read_text())["domains"][name]
     assert domain.name == name
@@ -66,10 +66,8 @@ ENCODINGS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_own_encodings_agree_with_the_train_ids(name: str) -> None:
     config = {"domain": "folder", "root": DATA / name}
-    own = open_domain(DomainConfig.model_validate({**config, **ENCODINGS[name]}), purpose="train")
-    known = open_domain(
-        DomainConfig.model_validate({**config, "labels": "labels_train_ids"}), purpose="train"
-    )
+    own = open_domain(domain_config(**{**config, **ENCODINGS[name]}), purpose="train")
+    known = open_domain(domain_config(**{**config, "labels": "labels_train_ids"}), purpose="train")
     for index in range(0, len(own), 5):
         assert np.array_equal(own.read_label(index), known.read_label(index))
 
@@ -94,7 +92,7 @@ SAMPLES = [
 @pytest.mark.parametrize(("name", "folder", "splits"), SAMPLES)
 def test_original_layouts(name: str, folder: str, splits: dict[str, int]) -> None:
     for split, count in splits.items():
-        domain = open_domain(DomainConfig(domain=name, root=LAYOUTS / folder, split=split), purpose="train")
+        domain = open_domain(domain_config(name, root=LAYOUTS / folder, split=split), purpose="train")
         assert len(domain) == count
         assert not domain.missing
         for index in range(count):
@@ -107,5 +105,5 @@ def test_own_colors_of_a_known_layout(folder: str) -> None:
     colors = [[[0, 0, 0], 255], [[0, 0, 64], 10], [[0, 128, 128], 2], [[128, 0, 64], 11], [[0, 192, 128], 0]]
     config = {"domain": "folder", "images": "RGB", "labels": "GT", "label_colors": colors}
     root = LAYOUTS / "datumaro/synthia_dataset" / folder
-    domain = open_domain(DomainConfig.model_validate({**config, "root": root}), purpose="train")
+    domain = open_domain(domain_config(**{**config, "root": root}), purpose="train")
     assert [domain.load(i)[1].tolist() for i in range(2)] == [[[10, 10, 10, 0, 0]], [[2, 2, 11, 11, 0]]]

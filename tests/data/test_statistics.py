@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffcli.config import DomainConfig, RareClassConfig
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import RareClassConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.statistics import (
     ClassStatistics,
@@ -20,12 +21,12 @@ from diffcli.data.statistics import (
 )
 from diffcli.errors import DataError
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "parity_data/rcs.json").read_text())
+GOLDEN = json.loads((Path(__file__).parent.parent / "parity/data/rcs.json").read_text())
 OwnFolder = Callable[[dict[str, object]], Path]
 
 
 def opened(root: Path) -> Domain:
-    return open_domain(DomainConfig(domain="folder", root=root), purpose="train")
+    return open_domain(domain_config("folder", root=root), purpose="train")
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +130,7 @@ def test_a_changed_folder_is_noticed(own_folder: OwnFolder) -> None:
 def test_another_mapping_is_counted_again(own_folder: OwnFolder) -> None:
     root = own_folder({"a": [[0, 1]]})
     class_statistics(opened(root))
-    mapped = open_domain(DomainConfig(domain="folder", root=root, label_ids={0: 5, 1: 5}), purpose="train")
+    mapped = open_domain(domain_config("folder", root=root, label_ids={0: 5, 1: 5}), purpose="train")
     assert class_statistics(mapped).pixels[0, 5] == 2
 
 
@@ -164,6 +165,6 @@ def test_a_label_that_went_away_is_named(own_folder: OwnFolder) -> None:
 
 
 def test_rendered_scenes_are_counted() -> None:
-    domain = open_domain(DomainConfig(domain="miniworld", count=2), purpose="train")
+    domain = open_domain(domain_config("miniworld", count=2), purpose="train")
     statistics = class_statistics(domain)
     assert statistics.pixels.sum() + statistics.ignored.sum() == 2 * domain.load(0)[1].size

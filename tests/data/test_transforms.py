@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffcli.config import Size
+from diffcli.config.size import Size
 from diffcli.data.transforms import (
     CONTRAST,
     class_counts,

@@ -1,0 +1,62 @@
+"""Curves of a training run: losses, learning rate, and the mIoU of each domain, over iterations."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+LOSSES = {
+    "loss": "total",
+    "loss_unconditional": "cross-entropy, unconditional",
+    "loss_conditional": "cross-entropy, conditional",
+    "consistency": "consistency",
+}
+"""Keys of metrics.jsonl -> names in the legend."""
+MIOU = "mean_iou"
+
+
+def curves_picture(records: Sequence[Mapping[str, Any]], *, title: str) -> Image.Image:
+    """Three panels, 1500x450 pixels, from the lines of metrics.jsonl; a panel without values says so."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.5), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    losses, rate, miou = figure.subplots(1, 3)
+    for key, name in LOSSES.items():
+        _draw(losses, records, key, name)
+    _draw(rate, records, "learning_rate", "learning rate")
+    domains = sorted({key for record in records for key in record if key.startswith(f"{MIOU}/")})
+    for key in domains:
+        _draw(miou, records, key, key.removeprefix(f"{MIOU}/"), scale=100, marker="o")
+    if len(domains) > 1:
+        _draw(miou, records, MIOU, "mean", scale=100, marker="o", color="black", linewidth=2)
+    for axes, name in ((losses, "loss"), (rate, "learning rate"), (miou, "mIoU in percent")):
+        axes.set_title(name)
+        axes.set_xlabel("iteration")
+        axes.grid(alpha=0.3)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
+        elif len(axes.lines) > 1:
+            axes.legend(fontsize="small")
+    losses.set_ylim(bottom=0)
+    miou.set_ylim(bottom=0)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+
+
+def curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Iterations and values of the lines that hold `key`; the last one counts where an iteration comes twice."""
+    found = {
+        int(record["iteration"]): float(record[key]) for record in records if record.get(key) is not None
+    }
+    return [*found], [*found.values()]
+
+
+def _draw(
+    axes: Any, records: Sequence[Mapping[str, Any]], key: str, name: str, *, scale: float = 1, **style: Any
+) -> None:
+    iterations, values = curve(records, key)
+    if iterations:
+        axes.plot(iterations, [scale * value for value in values], label=name, **style)

@@ -1,0 +1,151 @@
+"""What is known of one image after it was segmented, and how class maps become it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diffcli.config.size import Size
+from diffcli.data.transforms import resize_label
+from diffcli.drawing.pictures import Pixels
+
+Plane = NDArray[np.float32]
+"""H,W values of one image, 0..1."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The mask of one image and what else was asked for, all at one size (H,W)."""
+
+    mask: Pixels
+    """Train ids."""
+    confidence: Plane | None = None
+    """Probability of the predicted class, 0..1."""
+    score: Plane | None = None
+    """Probability of one chosen class, 0..1."""
+    uncertainty: Plane | None = None
+    """Disagreement of several draws of noise, 0..1."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all planes."""
+        planes = (self.mask, self.confidence, self.score, self.uncertainty)
+        return sum(plane.nbytes for plane in planes if plane is not None)
+
+    def resized(self, size: tuple[int, int]) -> "Planes":
+        """These planes at another size (H,W): the mask by nearest neighbour, the others bilinearly."""
+        if self.mask.shape == size:
+            return self
+        others = (self.confidence, self.score, self.uncertainty)
+        target = Size(size[1], size[0])
+        return Planes(
+            resize_label(self.mask, target),
+            *(None if plane is None else NumpyArrays.resize(plane, size) for plane in others),
+        )
+
+
+class Arrays(Protocol):
+    """The few operations on maps that NumPy and PyTorch do not share."""
+
+    def resize(self, plane: Any, size: tuple[int, int]) -> Any:
+        """h,w to `size` (H,W), bilinearly between pixel centres."""
+
+    def softmax(self, maps: Any) -> Any:
+        """classes,h,w logits to probabilities."""
+
+    def where(self, chosen: Any, yes: Any, no: Any) -> Any:
+        """`yes` where `chosen`, else `no`."""
+
+    def zeros(self, like: Any) -> Any:
+        """uint8 zeros of the shape (and on the device) of `like`."""
+
+    def numpy(self, plane: Any) -> NDArray[Any]:
+        """On the host; floats as float32."""
+
+
+class NumpyArrays:
+    """`Arrays` of NumPy, for networks that run without PyTorch and for blended tiles."""
+
+    @staticmethod
+    def resize(plane: Plane, size: tuple[int, int]) -> Plane:
+        if plane.shape == size:
+            return plane
+        return np.asarray(cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+
+    @staticmethod
+    def softmax(maps: Plane) -> Plane:
+        powers = np.exp(maps - maps.max(axis=0))
+        return np.asarray(powers / powers.sum(axis=0), dtype=np.float32)
+
+    @staticmethod
+    def where(chosen: Any, yes: Any, no: Any) -> Any:
+        return np.where(chosen, yes, no)
+
+    @staticmethod
+    def zeros(like: Any) -> Pixels:
+        return np.zeros(like.shape, dtype=np.uint8)
+
+    @staticmethod
+    def numpy(plane: NDArray[Any]) -> NDArray[Any]:
+        return plane
+
+
+def planes_of(
+    output: Any,
+    size: tuple[int, int],
+    *,
+    arrays: Arrays,
+    is_probability: bool = False,
+    uncertainty: Any | None = None,
+    confidence: bool = False,
+    score_of: int | None = None,
+) -> Planes:
+    """Planes of `size` (H,W) from one image's class maps: the argmax of the maps resized bilinearly.
+
+    One class is resized at a time: all of them at a photograph's full size would take gigabytes.
+
+    Args:
+        output: classes,h,w logits, or probabilities.
+        arrays: what computes with them.
+        uncertainty: h,w.
+        confidence: fill `Planes.confidence`.
+        score_of: fill `Planes.score` with this class's probability.
+    """
+    best = arrays.resize(output[0], size)
+    ids = arrays.zeros(best)
+    for train_id in range(1, len(output)):
+        plane = arrays.resize(output[train_id], size)
+        larger = plane > best
+        ids, best = arrays.where(larger, train_id, ids), arrays.where(larger, plane, best)
+    mask = arrays.numpy(ids).astype(np.uint8, copy=False)
+    certainty = score = None
+    if confidence or score_of is not None:
+        probabilities = output if is_probability else arrays.softmax(output)
+        if score_of is not None:
+            score = arrays.numpy(arrays.resize(probabilities[score_of], size))
+        if confidence:
+            certainty = arrays.resize(probabilities[0], size)
+            for train_id in np.unique(mask[mask > 0]).tolist():
+                plane = arrays.resize(probabilities[train_id], size)
+                certainty = arrays.where(ids == train_id, plane, certainty)
+            certainty = arrays.numpy(certainty)
+    doubt = None if uncertainty is None else arrays.numpy(arrays.resize(uncertainty, size))
+    return Planes(mask, confidence=certainty, score=score, uncertainty=doubt)
+
+
+def stack_bands(bands: Sequence[Planes]) -> Planes:
+    """The planes of an image from those of its bands, from top to bottom."""
+
+    def stack(planes: Sequence[Plane | None]) -> Plane | None:
+        given = [plane for plane in planes if plane is not None]
+        return np.concatenate(given) if given else None
+
+    return Planes(
+        np.concatenate([band.mask for band in bands]),
+        confidence=stack([band.confidence for band in bands]),
+        score=stack([band.score for band in bands]),
+        uncertainty=stack([band.uncertainty for band in bands]),
+    )

@@ -1,0 +1,148 @@
+"""What one training run reads: the source, the target domains, and the batches in the order of the draws."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from diffcli.config.settings import RunConfig
+from diffcli.data.batches import Batch, training_batches
+from diffcli.data.dataset import Domain, TrainingSet, open_domain
+from diffcli.data.glance import empty_classes, glance
+from diffcli.data.headers import check_headers
+from diffcli.data.skipped import Skipped
+from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.errors import DataError, DiffError
+from diffcli.runtime import console, distributed
+from diffcli.runtime.device import resolve_data_workers
+from diffcli.training.trainer import Trainer
+
+
+def open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
+    """List the source and every target before anything heavy is loaded.
+
+    Raises:
+        DataError: a domain is missing or incomplete, or the processes see different samples.
+    """
+    classes = config.model.classes
+    source = open_domain(config.data.train, purpose="train", classes=classes)
+    targets = [open_domain(entry, purpose="eval", classes=classes) for entry in config.data.eval]
+    distributed.require_same([domain.samples for domain in (source, *targets)], what="samples")
+    return source, targets
+
+
+@dataclass
+class Checked:
+    """What is known of the source before training."""
+
+    statistics: ClassStatistics | None
+    """Pixels of each class in each sample, where rare class sampling or class balance needs them."""
+    skipped: Skipped
+    """Samples that cannot be used."""
+
+
+def check_samples(config: RunConfig, source: Domain, targets: Sequence[Domain]) -> Checked:
+    """Read the headers of all images, a handful of labels and, where they are needed, all labels; report what is wrong.
+
+    Raises:
+        DataError: labels hold values outside the mapping, or more samples are bad than `data.on_error` allows.
+    """
+    skipped = Skipped(source.name, len(source))
+    for domain in (source, *targets):
+        faults = list(_headers(config, domain).values())
+        if domain is source:
+            _report_bad(config, skipped, faults)
+        elif faults:
+            console.warn(
+                f"{domain.name}: {len(faults)} of {len(domain)} samples cannot be scored, the first: "
+                f"{faults[0].where}: {faults[0].message}"
+            )
+    found = glance(source)
+    if len(found.outside) > 1 or len(found.outside) == found.samples > 0:
+        raise found.errors[-1]
+    statistics = _count_classes(config, source, skipped)
+    empty = empty_classes(source, found, statistics)
+    if empty:
+        console.warn(empty)
+    return Checked(statistics, skipped)
+
+
+def _headers(config: RunConfig, domain: Domain) -> dict[int, DataError]:
+    if all(sample.image is None for sample in domain.samples):
+        return {}
+    with console.progress(f"check the files of {domain.name}", len(domain)) as bar:
+        return check_headers(
+            domain,
+            workers=resolve_data_workers(config.runtime.data_workers),
+            progress=lambda _done, _total: bar.update(),
+        )
+
+
+def _report_bad(config: RunConfig, skipped: Skipped, faults: Sequence[DiffError]) -> None:
+    """Report samples that are newly found to be bad, a line each.
+
+    Raises:
+        DiffError: data.on_error is stop, or too many are bad.
+    """
+    if faults and config.data.on_error == "stop":
+        raise faults[0]
+    for fault in skipped.add(faults):
+        console.warn(f"{fault.where}: {fault.message}; other samples are drawn in its place")
+
+
+def _count_classes(config: RunConfig, source: Domain, skipped: Skipped) -> ClassStatistics | None:
+    """Class pixels of the source; cached between runs."""
+    if config.train.rare_class_sampling is None and not config.train.loss.class_balance:
+        return None
+    faults: dict[int, DataError] = {}
+    with console.progress("count classes", len(source)) as bar:
+        statistics = class_statistics(
+            source,
+            workers=resolve_data_workers(config.runtime.data_workers),
+            progress=lambda _done, _total: bar.update(),
+            faults=faults,
+        )
+    _report_bad(config, skipped, [faults[i] for i in sorted(faults)])
+    return statistics
+
+
+def training_set(config: RunConfig, source: Domain, statistics: ClassStatistics | None) -> TrainingSet:
+    """The source's samples as they are drawn and augmented.
+
+    Raises:
+        DataError: rare class sampling finds no image that holds enough of any class.
+    """
+    samples = TrainingSet(
+        source,
+        augmentation=config.augmentation,
+        rare_classes=config.train.rare_class_sampling,
+        statistics=statistics,
+        seed=config.train.seed,
+    )
+    if samples.rare is not None and samples.rare.left_out:
+        names = ", ".join(config.model.classes[train_id] for train_id in samples.rare.left_out)
+        console.say(f"rare class sampling leaves out classes that no image holds enough of: {names}")
+    return samples
+
+
+def batches(trainer: Trainer) -> Iterator[Batch]:
+    """This process's micro-batches from the current iteration to the last; bad samples are reported on the way.
+
+    A sample depends on the number of its draw alone, so that a resumed run sees what an uninterrupted one sees.
+    """
+    train, accelerator = trainer.config.train, trainer.accelerator
+    steps = range(
+        trainer.iteration * train.gradient_accumulation, train.iterations * train.gradient_accumulation
+    )
+    first = [
+        (step * accelerator.num_processes + accelerator.process_index) * train.batch_size for step in steps
+    ]
+    for batch in training_batches(
+        trainer.samples,
+        draws=[start + i for start in first for i in range(train.batch_size)],
+        batch_size=train.batch_size,
+        workers=resolve_data_workers(trainer.config.runtime.data_workers),
+        pin=trainer.model.device.type == "cuda",
+        skip=trainer.config.data.on_error == "skip",
+    ):
+        trainer.skipped.draws += len(batch.faults)
+        _report_bad(trainer.config, trainer.skipped, batch.faults)
+        yield batch
