@@ -12,8 +12,10 @@ from prompt_effect import measure, open_pictures
 from torch import Tensor
 from torch.nn import functional
 
-from diffcli.config import BackboneConfig, DomainConfig
-from diffcli.core.loading import load_backbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.classes import CITYSCAPES_CLASSES
+from diffcli.config.domain import domain_config
+from diffcli.config.settings import BackboneConfig
 from diffcli.data.miniworld import (
     APPEARANCES,
     DOMAIN_RANGES,
@@ -22,7 +24,6 @@ from diffcli.data.miniworld import (
     render,
     render_random,
 )
-from diffcli.domains import CITYSCAPES_CLASSES
 
 SAMPLE_CAPTIONS = (
     "road building sky car", "vegetation road sky car terrain", "bus road building", "train road building sky",
@@ -102,7 +103,7 @@ def evaluation_time(unet: UNet2DConditionModel, repeats: int = 20) -> float:
 
 def words_text(folder: Path) -> str:
     """What prompt_effect.py measures on the source domain, as two tables and two sentences."""
-    pictures = open_pictures(DomainConfig(domain="miniworld/clean", count=WORD_PICTURES), crop=None, seed=0)
+    pictures = open_pictures(domain_config("miniworld/clean", count=WORD_PICTURES), crop=None, seed=0)
     captions = {caption for picture in pictures for caption in picture.captions.values()}
     backbone = load_backbone(
         BackboneConfig(source=str(folder)),
@@ -184,11 +185,11 @@ def write_card(work: Path, out: Path, *, seed: int, random: UNet2DConditionModel
     (out / "README.md").write_text(text)
 
 
-WORDS = """Measured by `examples/prompt_effect.py` on {count} whole pictures of the source domain, whose look training never saw.
-State: difference of the word's text states from those of the empty prompt. Noise: how much the word changes the noise
-prediction of pictures that show its class. Where: area under the ROC curve of that change against the class; 0.5 is
-chance. The mean of "where" over these ten most frequent classes and all {visited} timesteps whose features schedule
-`paper` keeps is {area:.2f}.
+WORDS = """Measured by `examples/prompt_effect.py` on {count} whole pictures of the source domain, a look that was
+never trained on. State: difference of the word's text states from those of the empty prompt. Noise: how much the word
+changes the noise prediction of pictures that show its class. Where: area under the ROC curve of that change against
+the class; 0.5 is chance. The mean of "where" over these ten most frequent classes and all {visited} timesteps whose
+features schedule `paper` keeps is {area:.2f}.
 
 | word | state | noise, t = {low} | noise, t = {high} | where, t = {low} | where, t = {high} |
 |---|---|---|---|---|---|

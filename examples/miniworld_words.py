@@ -94,7 +94,9 @@ def train_text(
         states = encoder(ids)[0]
         after, named = ids == tokenizer.eos_token_id, own.any(-1)
         told = F.binary_cross_entropy_with_logits(readout(states)[named], own[named])
-        told_after = F.binary_cross_entropy_with_logits(readout(states)[after], bag[:, None].expand_as(own)[after])
+        told_after = F.binary_cross_entropy_with_logits(
+            readout(states)[after], bag[:, None].expand_as(own)[after]
+        )
         moved = (states - empty).norm(dim=-1) / length
         near = (moved[after] - 0.25).square().mean() + (moved[named] - 1.8).square().mean()
         kept = (encoder(nothing)[0][0] - empty).square().sum() / empty.square().sum()
@@ -228,7 +230,9 @@ class Glimpses:
 
 
 @torch.no_grad()
-def look(unet: UNet2DConditionModel, empty: Tensor, scenes: Scenes, *, count: int, key: list[int]) -> Glimpses:
+def look(
+    unet: UNet2DConditionModel, empty: Tensor, scenes: Scenes, *, count: int, key: list[int]
+) -> Glimpses:
     """`count` whole pictures, at timesteps as the method visits them and some later ones."""
     rng, scheduler = np.random.default_rng(key), build_scheduler()
     height, width = scenes.latents.shape[-2:]
@@ -247,8 +251,12 @@ def look(unet: UNet2DConditionModel, empty: Tensor, scenes: Scenes, *, count: in
             label = scenes.labels[index, :, ::-1] if index % 2 else scenes.labels[index]
             cells = label.reshape(height // CELL, 4 * CELL, width // CELL, 4 * CELL).swapaxes(1, 2)
             cells = cells.reshape(-1, (4 * CELL) ** 2)
-            shares.append(np.stack([np.bincount(cell, minlength=256)[:CLASSES] / cell.size for cell in cells]))
-        times = torch.from_numpy(np.where(rng.random(4) < 0.7, rng.integers(0, 161, 4), rng.integers(0, 800, 4)))
+            shares.append(
+                np.stack([np.bincount(cell, minlength=256)[:CLASSES] / cell.size for cell in cells])
+            )
+        times = torch.from_numpy(
+            np.where(rng.random(4) < 0.7, rng.integers(0, 161, 4), rng.integers(0, 800, 4))
+        )
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
         unet(scheduler.add_noise(latents, noise, times), times, empty.expand(4, -1, -1))
     for hook in hooks:
@@ -307,7 +315,9 @@ def train_where(
     belongs = torch.tensor([c for c, _ in owned])
     layers = attention_layers(unet)
     before = [copy.deepcopy(attention).requires_grad_(False) for _, attention in layers]
-    learned = [p for _, attention in layers for p in (*attention.to_q.parameters(), *attention.to_k.parameters())]
+    learned = [
+        p for _, attention in layers for p in (*attention.to_q.parameters(), *attention.to_k.parameters())
+    ]
     optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=0.01)
     for step in tqdm(range(steps), desc="where", mininterval=10):
         rng = np.random.default_rng([seed, 10, step])
@@ -415,7 +425,9 @@ def losses(predicted: Predicted, pairs: Pairs) -> dict[str, Tensor]:
     error = error * torch.where(pairs.single, scale.sqrt(), scale)
     parts = {
         "told": torch.where(pairs.true, error, 0),
-        "word": torch.where(pairs.single, word_loss(predicted.told - predicted.plain.detach(), pairs.true), 0),
+        "word": torch.where(
+            pairs.single, word_loss(predicted.told - predicted.plain.detach(), pairs.true), 0
+        ),
     }
     if predicted.before is not None:
         parts["moved"] = (predicted.plain - predicted.before).square().mean((1, 2, 3)) * scale.sqrt()
@@ -468,15 +480,18 @@ def train_words(
             empty = before["text_encoder"](tokens_of(tokenizer, [""]))[0]
         train_text(model["text_encoder"], tokenizer, empty=empty[0], steps=text_steps, seed=seed)
         glimpses = look(unet, empty, scenes, count=200, key=[seed, 11])
-        train_where(
-            unet, tokenizer, model["text_encoder"], glimpses, steps=where_steps, rate=4e-3, seed=seed
-        )
+        train_where(unet, tokenizer, model["text_encoder"], glimpses, steps=where_steps, rate=4e-3, seed=seed)
         torch.save(model.state_dict(), work / "where.pt")
     model["text_encoder"].requires_grad_(False)
     for each in (unet, before["unet"]):
         each.to(memory_format=torch.channels_last)
     trainer = Trainer(
-        work / "words.pt", speaking_parts(unet), steps=steps, rate=rate, best=work / "words_best.pt", decay=0.99
+        work / "words.pt",
+        speaking_parts(unet),
+        steps=steps,
+        rate=rate,
+        best=work / "words_best.pt",
+        decay=0.99,
     )
     averaged = copy.deepcopy(model)
     listener, judged = (Listener(each, before, tokenizer) for each in (model, averaged))

@@ -25,15 +25,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffcli import console
-from diffcli.config import BackboneConfig, DomainConfig, InversionConfig
-from diffcli.core.backbone import DiffusionBackbone
-from diffcli.core.device import resolve_device
+from diffcli.backbone.diffusion import DiffusionBackbone
+from diffcli.backbone.loading import load_backbone
+from diffcli.classes import CITYSCAPES_CLASSES
+from diffcli.config.domain import DomainConfig, domain_config
+from diffcli.config.settings import BackboneConfig, InversionConfig
 from diffcli.core.inversion import InversionSchedule, add_noise, resize_nearest, seeded_noise
-from diffcli.core.loading import load_backbone
 from diffcli.core.model import to_model_range
 from diffcli.data.dataset import open_domain
-from diffcli.domains import CITYSCAPES_CLASSES
+from diffcli.runtime import console
+from diffcli.runtime.device import resolve_device
 
 CLASSES = len(CITYSCAPES_CLASSES)
 PRESENT = 0.01
@@ -92,12 +93,16 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="folder that holds it")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--crop", type=int, help="take one random square of this side of each image")
-    parser.add_argument("--timesteps", type=int, nargs="+", default=[300, 500, 700], help="beside the visited")
+    parser.add_argument(
+        "--timesteps", type=int, nargs="+", default=[300, 500, 700], help="beside the visited"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of crops and noise")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    entry = DomainConfig(domain=options.domain, root=options.root)
-    entry = entry.model_copy(update={"count" if "miniworld" in options.domain else "limit": options.images})
+    if options.domain.startswith("miniworld"):
+        entry = domain_config(options.domain, count=options.images)
+    else:
+        entry = domain_config(options.domain, root=options.root, limit=options.images)
     pictures = open_pictures(entry, crop=options.crop, seed=options.seed)
     captions = {caption for picture in pictures for caption in picture.captions.values()}
     backbone = load_backbone(
@@ -145,7 +150,9 @@ def measure(
     visited = tuple(sorted(schedule.timesteps[step] for step in schedule.save_steps))
     effect = Effect(tuple(sorted({*visited, *timesteps})), visited, states=state_differences(backbone))
     pixels = sum(torch.bincount(p.label.flatten(), minlength=256)[:CLASSES] for p in pictures)
-    effect.frequent = [CITYSCAPES_CLASSES[int(c)] for c in torch.as_tensor(pixels).argsort(descending=True)[:10]]
+    effect.frequent = [
+        CITYSCAPES_CLASSES[int(c)] for c in torch.as_tensor(pixels).argsort(descending=True)[:10]
+    ]
     found: dict[tuple[str, int, str], list[float]] = {}
     losses: dict[tuple[int, str], list[float]] = {}
     with console.progress("images", len(pictures), unit="images") as bar:
@@ -159,7 +166,9 @@ def measure(
                 )
                 if timestep in LOSS_TIMESTEPS:
                     eps = predict(backbone, noisy, timestep, [*picture.captions.values()])
-                    for kind, error in zip(picture.captions, (eps - drawn).square().mean((1, 2, 3)), strict=True):
+                    for kind, error in zip(
+                        picture.captions, (eps - drawn).square().mean((1, 2, 3)), strict=True
+                    ):
                         losses.setdefault((timestep, kind), []).append(float(error))
                 if timestep in effect.timesteps:
                     words = [CITYSCAPES_CLASSES[c] for c in picture.present]
@@ -181,7 +190,9 @@ def measure(
 
 def state_differences(backbone: DiffusionBackbone) -> dict[str, dict[str, float]]:
     """Of each class word: |S(word) - S("")| / |S("")| over all tokens, and so for the nearest other word."""
-    states = torch.stack([backbone.prompt_embeddings[word].float() for word in ("", *CITYSCAPES_CLASSES)]).flatten(1)
+    states = torch.stack(
+        [backbone.prompt_embeddings[word].float() for word in ("", *CITYSCAPES_CLASSES)]
+    ).flatten(1)
     distances = torch.cdist(states, states) / states[0].norm()
     others = distances[1:, 1:] + torch.diag(torch.full((CLASSES,), torch.inf, device=distances.device))
     return {
@@ -218,7 +229,11 @@ def _mean(values: Sequence[float]) -> float:
 def print_tables(effect: Effect) -> None:
     """Four tables, and the mean area below the last."""
     percent = [
-        [word, *(100 * value for value in row.values()), *(100 * effect.noise[word][t] for t in effect.timesteps)]
+        [
+            word,
+            *(100 * value for value in row.values()),
+            *(100 * effect.noise[word][t] for t in effect.timesteps),
+        ]
         for word, row in effect.states.items()
     ]
     console.table(
@@ -252,7 +267,9 @@ def print_tables(effect: Effect) -> None:
             ]
         ],
     )
-    console.print_text(f"mean over the ten most frequent classes at the timesteps of `paper`: {effect.mean_area:.3f}")
+    console.print_text(
+        f"mean over the ten most frequent classes at the timesteps of `paper`: {effect.mean_area:.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from diffcli.runtime import console, distributed
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.loop import fit
+from diffcli.training.prompts import prompts_unheard
 from diffcli.training.samples import check_samples, open_domains, training_set
 from diffcli.training.selection import select, with_held_out
 from diffcli.training.trainer import Trainer, build_trainer, load_model
@@ -81,6 +82,10 @@ def run(request: Request) -> None:
         console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
+    if config.train.loss.ipkl and accelerator.is_main_process:
+        unheard = prompts_unheard(samples, model.extractor)
+        if unheard:
+            console.warn(unheard)
     # last: what fails before leaves no folder
     folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
     trainer = build_trainer(
