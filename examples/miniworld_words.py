@@ -364,12 +364,12 @@ def word_loss(change: Tensor, true: Tensor) -> Tensor:
     """How wrong it is to act as `change` (B, 4, h, w) does for a word that is true of the crop or not, (B,).
 
     p = 1 - exp(-|change|^2 / THRESHOLD) is read as the chance that the word's class is at a point. A word that is not
-    true costs -log(1 - p), averaged over the points; one that is true -log of p's power mean of third order, between
-    the average and the largest: it must act somewhere. Where is never told.
+    true costs -log(1 - p), averaged over the points; one that is true -log of p's power mean of eighth order, near
+    the largest: it must act somewhere, however small its class is. Where is never told.
     """
     heard = change.square().mean(1) / THRESHOLD
     chance = -torch.expm1(-heard)
-    somewhere = (chance.pow(3).mean((1, 2)) + 1e-12).pow(1 / 3)
+    somewhere = (chance.pow(8).mean((1, 2)) + 1e-12).pow(1 / 8)
     return torch.where(true, -somewhere.log(), heard.mean((1, 2)))
 
 
