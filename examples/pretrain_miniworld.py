@@ -380,7 +380,7 @@ def export(work: Path, out: Path, *, seed: int) -> None:
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)
     random = build_generator(pipeline.tokenizer, seed)["unet"].eval()
-    write_card(work, out, seed=seed, random=random, scenes=len(load_split(work, "train")[2]))
+    write_card(work, out, seed=seed, random=random, scenes=len(load_split(work, "train")[0]))
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def prompts_unheard(samples: TrainingSet, extractor: DiffusionFeatureExtractor) 
     if reaction >= LEAST_REACTION:
         return None
     return (
-        f"the backbone does not react to these prompts: they change its features by {100 * reaction:.2g} %, which is "
+        f"the backbone does not react to these prompts: they change its features by {100 * reaction:.1f} %, which is "
         f"less than {100 * LEAST_REACTION:g} %; IPKL will cost time for nothing (train.loss.ipkl: false turns it off)"
     )
 

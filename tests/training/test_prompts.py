@@ -62,7 +62,7 @@ def test_a_deaf_backbone_brings_one_line(backbone: DiffusionBackbone, samples: T
     deafen(backbone, share=0.0)
     line = prompts_unheard(samples, extractor(backbone))
     assert line is not None
-    assert line.startswith("the backbone does not react to these prompts: they change its features by 0 %")
+    assert line.startswith("the backbone does not react to these prompts: they change its features by 0.0 %")
     assert "IPKL will cost time for nothing" in line
 
 
@@ -70,7 +70,7 @@ def test_only_words_count_not_the_sum_over_more_prompts(backbone: DiffusionBackb
     # attention features grow with the number of prompts (method section 1.4), whatever these say
     deafen(backbone, share=0.0)
     labels = torch.zeros(1, 64, 64, dtype=torch.int64)
-    assert prompt_reaction(extractor(backbone), torch.zeros(1, 3, 64, 64), labels, identity="x") == 0
+    assert prompt_reaction(extractor(backbone), torch.zeros(1, 3, 64, 64), labels, identity="x") < 1e-4
 
 
 def test_nothing_is_said_where_no_sample_shows_a_prompted_class(
