@@ -10,9 +10,16 @@ def main() -> None:
     """Run the classic diff or a command of ours; ends the process with its exit code."""
     hand_over(sys.argv[1:])
     _open_closed_streams()
-    from diffcli.cli.main import main as run
+    from diffcli.runtime.signals import stop_at_once
 
-    run()
+    stop = stop_at_once()
+    try:
+        from diffcli.cli.main import main as run
+    except BaseException:
+        if stop.requested:
+            sys.exit(128 + stop.number)
+        raise
+    run(stop)
 
 
 def _open_closed_streams() -> None:

@@ -250,10 +250,10 @@ Seed {seed}, one CPU thread, float32, no GPU. No evaluation domain took part in 
 - Words (`examples/miniworld_words.py`), from there. The rounds before left text states that hardly differed: word
   embeddings of length 0.3 drowned in layers that add 8 to 17. A fresh text encoder with long, orthogonal word
   embeddings learnt to tell words apart, saying for the empty prompt what the old one said. Queries and keys of every
-  attention to the text then learnt, on the hidden maps of 200 of 3200 scenes, that points attend to words whose class is in
-  their crop of 32x32 pixels; values and outputs at last, on crops of 64x64 and whole pictures, that a true caption
-  helps to denoise and that a word changes the prediction somewhere if its class is in the crop and nowhere if not.
-  All other weights of the U-Net stayed, and the empty prompt's prediction was held to what it was:
+  attention to the text then learnt, on the hidden maps of 200 scenes, that points attend to words whose class is in
+  their crop of 32x32 pixels; values and outputs at last, on crops of 64x64 and whole pictures of 3200 scenes, that a
+  true caption helps to denoise and that a word changes the prediction somewhere if its class is in the crop and
+  nowhere if not. All other weights of the U-Net stayed, and the empty prompt's prediction was held to what it was:
   {listening}, after half a minute for the text encoder and 300 steps for queries and keys. (Of the shipped weights,
   the first 300 of the last steps took `word_loss` with a power mean of third order.)
 - Reproduce up to hardware rounding: `python examples/pretrain_miniworld.py`.

@@ -2,12 +2,14 @@
 
 import io
 import os
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,9 @@ ROOT = Path(__file__).parent.parent
 INTEGRATION = ROOT / "tests" / "integration"
 
 pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
+
+SLOW_FIXTURES = {"cli_process", "launch", "onnx_export", "workplace"}
+"""What takes seconds to make: a test that uses one is marked slow."""
 
 Done = subprocess.CompletedProcess[str]
 CLI = Callable[..., Done]
@@ -34,12 +39,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests/integration; run `nightly` tests only when -m names them; skip `cuda` tests without a GPU."""
+    """Mark by folder and by slow fixtures; keep `nightly` tests for -m nightly and `cuda` tests for a GPU."""
     import torch
 
     for item in items:
         if INTEGRATION in item.path.parents:
             item.add_marker("integration")
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
     if "nightly" not in config.option.markexpr:
@@ -83,25 +90,50 @@ def cli_process(tmp_path: Path) -> CLI:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CLI:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """here(function, words): what a function that reads sys.argv prints, and its exit code, in an empty folder."""
+
+    def run(
+        function: Callable[[], object],
+        words: Sequence[object],
+        *,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Done:
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+        code: str | int | None = 0
+        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(sys, "argv", [str(word) for word in words])
+            patch.chdir(cwd or tmp_path)
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            try:
+                function()
+            except SystemExit as end:
+                code = end.code
+        texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+        return subprocess.CompletedProcess([*words], code if isinstance(code, int) else bool(code), *texts)
+
+    return run
+
+
+@pytest.fixture
+def cli(here: Callable[..., Done]) -> CLI:
     """Run `diff ...` from its error boundary on, in this process: cli("check", file, env={...}, cwd=...).
 
     Seconds cheaper than `cli_process`: torch is imported already, and warnings are errors.
     """
+    from diffcli.cli.main import main
 
-    def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> Done:
-        words = [str(word) for word in arguments]
-        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
-        with monkeypatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-            patch.setattr(sys, "argv", ["diff", *words])
-            patch.chdir(cwd or tmp_path)
-            for name, value in (env or {}).items():
-                patch.setenv(name, value)
-            from diffcli.cli.main import main
+    return lambda *arguments, **options: here(main, ["diff", *arguments], **options)
 
-            with pytest.raises(SystemExit) as end:
-                main()
-        texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
-        return subprocess.CompletedProcess(words, int(end.value.code or 0), *texts)
+
+@pytest.fixture
+def script(here: Callable[..., Done]) -> CLI:
+    """Run a file of examples/ as `python FILE ...`, in this process: script("depth_backbone.py", "--scenes", 4)."""
+
+    def run(name: str, *arguments: object, **options: Any) -> Done:
+        file = str(ROOT / "examples" / name)
+        return here(lambda: runpy.run_path(file, run_name="__main__"), [file, *arguments], **options)
 
     return run

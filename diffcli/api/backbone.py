@@ -176,7 +176,7 @@ class DIFFBackbone(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the frozen model, which is gigabytes and lies on the disk."""
+        """Everything but the frozen model, which is gigabytes and stays on the disk."""
         return {name: value for name, value in self.__dict__.items() if name != _FROZEN}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -190,7 +190,7 @@ class DIFFBackbone(nn.Module):
         self.extractor = model.extractor
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy with trained weights of its own on the same frozen model."""
+        """A copy of the trained weights on the same frozen model."""
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         for name, value in self.__dict__.items():

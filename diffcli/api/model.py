@@ -36,14 +36,14 @@ class TrainedModel(SegmentationModel):
     def predict(
         self, image: AnyImage, *, identity: str | None = None, reference: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Train ids (H,W) uint8 of one image at its own size: of a file, the mask that `diff predict` writes.
+        """Train ids (H,W) uint8 of one image at its size: of a file, the mask that `diff predict` writes.
 
         Images of more than 2048x1024 pixels at the network's size are segmented in overlapping tiles, as there.
 
         Args:
             image: a file's path, a PIL image, an array or uint8 tensor (H,W,3 or H,W; a tensor 3,H,W too), or a float
                 tensor 3,H,W in [-1,1].
-            identity: what seeds the noise, with the run's own seed; None: a file's stem, else a hash of the pixels.
+            identity: what seeds the noise, with the run's seed; None: a file's stem, else a hash of the pixels.
             reference: train ids of the conditional branch, of any size; None takes the settings' choice.
 
         Raises:
@@ -67,7 +67,7 @@ class ExportedModel:
         self.network, self.settings = network, settings
 
     def predict(self, image: AnyImage) -> NDArray[np.uint8]:
-        """Train ids (H,W) uint8 of one image at its own size: of a file, the mask that `diff predict --model` writes.
+        """Train ids (H,W) uint8 of one image at its size: of a file, the mask that `diff predict --model` writes.
 
         Raises:
             DataError: unreadable, or nothing that shows an image.

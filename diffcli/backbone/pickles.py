@@ -4,6 +4,7 @@ PyTorch's restricted unpickler (`weights_only=True`) does the reading. Training 
 trainer that wrote them; each becomes an inert placeholder here, and modules that can reach the system stay refused.
 """
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,14 +53,15 @@ def read_pickle(path: Path) -> Any:
             strangers = [(Placeholder, name) for name in get_unsafe_globals_in_checkpoint(path)]
             with safe_globals(list(strangers)):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:
-        raise BackboneError(
-            "it holds code or objects besides tensors, which are not executed: "
-            + str(error).strip().splitlines()[-1][:120],
-            where=str(path),
-            hint="use a .safetensors version of it, or one that holds the state dict alone",
-        ) from error
     except Exception as error:  # a damaged pickle can raise anything
+        named = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
+        if named is not None or "Can only" in str(error):
+            what = f" ({named[1]})" if named else ""
+            raise BackboneError(
+                f"it holds code or objects besides tensors, which are not executed{what}",
+                where=str(path),
+                hint="use a .safetensors version of it, or one that holds the state dict alone",
+            ) from error
         raise DamagedFile(
             f"no readable weights: damaged, or of another kind ({type(error).__name__})",
             where=str(path),

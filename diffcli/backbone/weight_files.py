@@ -61,10 +61,15 @@ def check_readable(path: Path, *, error: type[DiffError] = DamagedFile) -> None:
         ) from reason
 
 
-def read_header(path: Path, *, error: type[DiffError] = DamagedFile) -> dict[str, Any]:
+def read_header(
+    path: Path, *, error: type[DiffError] = DamagedFile, hint: str | None = None
+) -> dict[str, Any]:
     """Header of a safetensors file: tensor name -> {dtype, shape, data_offsets}, and "__metadata__".
 
     The sizes that it states are checked against the file's before anything of these sizes is read.
+
+    Args:
+        hint: what to do about a damaged file; None: to download it again.
 
     Raises:
         DiffError: unreadable, a Git LFS pointer, another format, or cut off; of the kind `error`.
@@ -80,21 +85,21 @@ def read_header(path: Path, *, error: type[DiffError] = DamagedFile) -> dict[str
             )
         if len(start) == 8 and length > min(_MAX_HEADER, size - 8):
             raise error(
-                f"not a safetensors file, or cut off: it states a header of {length:,} bytes",
+                f"damaged, or not a safetensors file: it states a header of {length:,} bytes",
                 where=str(path),
-                hint=_FORMAT,
+                hint=hint or _FORMAT,
             )
         text = file.read(length) if len(start) == 8 else b""
     try:
         header: dict[str, Any] = json.loads(text)
         end = max((_end(tensor) for name, tensor in header.items() if name != "__metadata__"), default=0)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as reason:
-        raise error("not a safetensors file", where=str(path), hint=_FORMAT) from reason
+        raise error("damaged, or not a safetensors file", where=str(path), hint=hint or _FORMAT) from reason
     if size < 8 + length + end:
         raise error(
-            f"cut off: {size} of {8 + length + end} bytes are there",
+            f"damaged: cut off, {size} of {8 + length + end} bytes are there",
             where=str(path),
-            hint="delete it and download it again",
+            hint=hint or "delete it and download it again",
         )
     return header
 

@@ -57,13 +57,13 @@ def list_cases(
 ) -> list[Case]:
     """All rows, the baseline before what is compared with it."""
     if random_weights not in (None, "sd15", "sd21", "tiny"):
-        raise ConfigError(f"--random-weights {random_weights!r} is not known", hint="sd15, sd21 or tiny")
+        raise ConfigError(f"unknown --random-weights {random_weights!r}", hint="sd15, sd21 or tiny")
     model = settings.model
     own = model.inversion.schedule if isinstance(model.inversion.schedule, str) else OWN
     schedules = dict.fromkeys(own if name == OWN else name for name in plan.schedules)
     for name in schedules:
         if name not in (*SCHEDULES, OWN):
-            raise ConfigError(f"schedule {name!r} is not known", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
+            raise ConfigError(f"unknown schedule {name!r}", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
     comparable = isinstance(model.decoder.fusion, DirectFusion) and model.decoder.features == "all"
     codes: list[Code] = ["baseline"] if comparable else []
     if place.type == "cuda" and settings.runtime.cuda_graphs:

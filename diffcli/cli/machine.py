@@ -49,7 +49,7 @@ def bench(
         typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images.  [what the model is made for]"),
     ] = None,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Timed batches for each row, after one to warm up.")
+        int, typer.Option(min=1, max=10_000, help="Timed batches for each row, after one to warm up.")
     ] = 3,
     random_weights: Annotated[
         str | None,

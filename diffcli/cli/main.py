@@ -16,6 +16,7 @@ from diffcli.cli.options import group
 from diffcli.errors import ConfigError, DiffError
 from diffcli.files import FULL
 from diffcli.runtime import distributed
+from diffcli.runtime.signals import Stop
 
 HELP = """Domain-generalised semantic segmentation on a frozen text-to-image diffusion model.
 
@@ -35,8 +36,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise Interrupted from None
+        except KeyboardInterrupt as stop:
+            raise Interrupted(getattr(stop, "exit_code", 130)) from None
         except _USAGE_ERROR as error:
             error.message = _in_plain_words(error.message)
             raise
@@ -47,11 +48,10 @@ _USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
 
 
 class Interrupted(DiffError):
-    """The user pressed Ctrl-C."""
+    """Ctrl-C, or a signal that ends programs."""
 
-    exit_code = 130
-
-    def __init__(self) -> None:
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
         super().__init__(
             "stopped", hint="what was written is whole and is kept; a training run continues with --resume"
         )
@@ -101,12 +101,17 @@ def _root(
         )
 
 
-def main() -> None:
+def main(stop: Stop | None = None) -> None:
     """Run a command; a DiffError is printed in a line or two and ends the process with its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is spelled out
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(distributed.shut_down(_run()))
+    code = _run()
+    if (
+        stop is not None and stop.requested
+    ):  # also where the exception was lost, as in the middle of an import
+        code = 128 + stop.number
+    sys.exit(distributed.shut_down(code))
 
 
 def _run() -> int:
@@ -115,6 +120,8 @@ def _run() -> int:
         distributed.init_process_group()
         with distributed.only_main_prints():
             app(prog_name=_program_name())
+    except KeyboardInterrupt as stop:  # outside any command
+        return _report(Interrupted(getattr(stop, "exit_code", 130)))
     except SystemExit as end:  # how Typer ends
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except Exception as error:

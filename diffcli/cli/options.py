@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -104,20 +104,24 @@ Root = Annotated[
         show_default=False,
     ),
 ]
+Checkpoint = Annotated[
+    Literal["last", "best"],
+    typer.Option(help="Checkpoint of the run: best was chosen by its validations (train.select_on)."),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)]
 
 
-def find_run(name: str | None) -> Path:
-    """What --run means. Raises CheckpointError where there is no such run."""
-    from diffcli.runs.folder import RUNS
+def find_run(name: str | None, checkpoint: str = "last") -> Path:
+    """What --run and --checkpoint mean. Raises CheckpointError where there is no such run or checkpoint."""
+    from diffcli.runs.folder import RUNS, choose_checkpoint
     from diffcli.runs.folder import find_run as find
 
-    return find(name, runs=RUNS)
+    return choose_checkpoint(find(name, runs=RUNS), checkpoint)
 
 
-def find_runs(names: Sequence[str] | None) -> list[Path]:
+def find_runs(names: Sequence[str] | None, checkpoint: str = "last") -> list[Path]:
     """What a repeated --run means; without one, the newest finished run."""
-    return [find_run(name) for name in names] if names else [find_run(None)]
+    return [find_run(name, checkpoint) for name in names] if names else [find_run(None, checkpoint)]
 
 
 def read_settings(config: Path, overrides: Sequence[str] | None, *, data: Path | None = None) -> "RunConfig":

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from diffcli.cli.options import Device, Json, Overrides, Root, Run, examples, execute, find_run, group
+from diffcli.cli.options import (
+    Checkpoint,
+    Device,
+    Json,
+    Overrides,
+    Root,
+    Run,
+    examples,
+    execute,
+    find_run,
+    group,
+)
 
 app = group()
 
@@ -18,8 +29,18 @@ def predict(
             metavar="IMAGES", help="Images, folders, globs, videos; @FILE or - for a list of paths."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Folder for the results.  [predictions/NAME of the run]",
+            show_default=False,
+        ),
+    ] = None,
     run: Run = None,
+    checkpoint: Checkpoint = "last",
     model: Annotated[
         Path | None,
         typer.Option(
@@ -32,7 +53,8 @@ def predict(
         str | None,
         typer.Option(
             metavar="KINDS",
-            help="Comma list of mask, label-ids, color, overlay, confidence, uncertainty, stats, rle, video."
+            help="Comma list of mask, label-ids, color, overlay, confidence, confidence-map, uncertainty,"
+            " stats, rle, video."
             "  [mask; of a video: video]",
             show_default=False,
         ),
@@ -40,6 +62,12 @@ def predict(
     overlay: Annotated[
         bool, typer.Option("--overlay", help="Also write the colours laid over the image.")
     ] = False,
+    legend: Annotated[
+        bool,
+        typer.Option(
+            "--legend/--no-legend", help="Names and shares of the classes under overlays and colours."
+        ),
+    ] = True,
     heatmap: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +113,7 @@ def predict(
     has a line for each. Masks are palette PNGs of train ids. Examples:
 
     \b
+    - diff predict photos/ --overlay
     - diff predict photos/ -o out --write mask,overlay,stats
     - diff predict street.mp4 -o out
     - diff predict pano.png -o out --tile 1024x1024
@@ -92,7 +121,7 @@ def predict(
     - diff predict photos/ -o out --samples 8 --batch auto
     - diff predict photos/ -o out --model first-onnx/
     """
-    folder = find_run(run) if model is None or run is not None else None
+    folder = find_run(run, checkpoint) if model is None or run is not None else None
     from diffcli.commands import predict as command
 
     request = command.Request(
@@ -101,6 +130,7 @@ def predict(
         run=folder,
         model=model,
         write=write,
+        legend=legend,
         overlay=overlay,
         heatmap=heatmap,
         reference=reference,
@@ -122,6 +152,7 @@ def submit(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ZIP", help="Zip file to write.")],
     run: Run = None,
+    checkpoint: Checkpoint = "last",
     root: Root = None,
     split: Annotated[str, typer.Option(help="Split to segment.")] = "test",
     device: Device = None,
@@ -129,7 +160,7 @@ def submit(
     json: Json = False,
 ) -> None:
     """Segment a test set and zip it for its evaluation server."""
-    folder = find_run(run)
+    folder = find_run(run, checkpoint)
     from diffcli.commands import submit as command
 
     request = command.Request(

@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffcli.cli.options import Json, RunArgument, examples, execute, find_run, group, read_settings
+from diffcli.cli.options import (
+    Checkpoint,
+    Json,
+    RunArgument,
+    examples,
+    execute,
+    find_run,
+    group,
+    read_settings,
+)
 
 app = group()
 
@@ -29,6 +38,7 @@ def export(
             metavar="WxH", help="onnx, pt2: size that images are resized to.  [eval.size]", show_default=False
         ),
     ] = None,
+    checkpoint: Checkpoint = "last",
     json: Json = False,
 ) -> None:
     """Write one folder that runs anywhere offline.
@@ -42,7 +52,7 @@ def export(
     - diff export first -o first-onnx/ --format onnx --size 1024x512
     - diff predict photos/ -o masks/ --model first-onnx/
     """
-    folder = find_run(run)
+    folder = find_run(run, checkpoint)
     from diffcli.commands import export as command
 
     request = command.Request(

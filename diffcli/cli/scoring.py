@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffcli.cli.options import (
+    Checkpoint,
     DataFile,
     Device,
     Domains,
@@ -52,11 +53,15 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    checkpoint: Checkpoint = "last",
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Score a run on domains: IoU of every class, and their mean.  `evaluate` is the same command."""
-    runs, data = find_runs(run), read_data(config)  # before the seconds that the command's libraries take
+    runs, data = (
+        find_runs(run, checkpoint),
+        read_data(config),
+    )  # before the seconds that the command's libraries take
     from diffcli.commands import evaluate as command
     from diffcli.evaluation.domains import DomainChoice
 
@@ -100,11 +105,12 @@ def compare(
         "compare.png"
     ),
     overrides: Overrides = None,
+    checkpoint: Checkpoint = "last",
     device: Device = None,
     json: Json = False,
 ) -> None:
     """Show what several runs make of the same images, side by side."""
-    paths, data = find_runs(runs), read_data(config)
+    paths, data = find_runs(runs, checkpoint), read_data(config)
     from diffcli.commands import compare as command
     from diffcli.evaluation.domains import DomainChoice
 

@@ -11,17 +11,36 @@ from diffcli.errors import ConfigError
 app = group()
 
 
-@app.command(epilog=examples("diff init my.yaml", "diff init - | less"))
+@app.command(
+    epilog=examples("diff init my.yaml", "diff init - | less", "diff init --folder /data/mine -o my.yaml")
+)
 def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file to write; - for stdout.")] = Path(
-        "diffcli.yaml"
-    ),
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE", help="YAML file to write; - for stdout.  [diffcli.yaml]", show_default=False
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Look at a folder of images and labels and write a YAML that trains on it.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The same as FILE.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
-    """Write a YAML of every setting with its default and meaning."""
+    """Write a YAML of every setting, or a starter for a folder."""
+    if file is not None and output is not None:
+        raise ConfigError("two files are named", hint="diff init my.yaml, or diff init -o my.yaml")
     from diffcli.commands import init as command
 
-    execute(command.run, command.Request(file=file, force=force))
+    execute(command.run, command.Request(file=file or output, folder=folder, force=force))
 
 
 @app.command(

@@ -81,7 +81,7 @@ def parse_plan(request: Request) -> Plan:
         "both": ("inference", "training"),
     }
     if work not in works:
-        raise ConfigError(f"--work {work!r} is not known", hint=f"one of {', '.join(works)}")
+        raise ConfigError(f"unknown --work {work!r}", hint=f"one of {', '.join(works)}")
     batches = _listed(batch_sizes)
     if not all(text.isdigit() and int(text) for text in batches):
         raise ConfigError(f"--batch-sizes {batch_sizes!r}: numbers above 0", hint="for example 1,4")

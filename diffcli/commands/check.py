@@ -104,7 +104,7 @@ def find_data(config: RunConfig) -> tuple[list[Found], list[DiffError], list[str
             continue
         opened.append(domain)
         found.append(_found(domain, use=use))
-        wrong, worth = _look_at(domain, entry, may_skip=use == "train" and data.on_error == "skip")
+        wrong, worth = _look_at(domain, may_skip=use == "train" and data.on_error == "skip")
         faults += wrong
         notes += worth
     if len(opened) != 1 + len(data.eval) or not data.eval:
@@ -128,14 +128,9 @@ def _found(domain: Domain, *, use: str) -> Found:
     )
 
 
-def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[list[DiffError], list[str]]:
+def _look_at(domain: Domain, *, may_skip: bool) -> tuple[list[DiffError], list[str]]:
     """What is wrong with a domain and what is worth knowing, from a handful of its labels."""
     notes = []
-    if not isinstance(entry, MiniworldDomain) and entry.val_fraction and domain.split in ("train", "val"):
-        notes.append(
-            f"{domain.name}: val_fraction {entry.val_fraction} of seed {entry.val_seed} makes this its {domain.split} "
-            f"part of {len(domain)} samples"
-        )
     look = glance(domain)
     errors = look.errors
     if may_skip and look.samples > len(errors) == len(look.faults) <= tolerated(len(domain)):
@@ -143,7 +138,7 @@ def _look_at(domain: Domain, entry: DomainConfig, *, may_skip: bool) -> tuple[li
         errors = []
     if domain.missing.listed:
         notes.append(
-            f"{domain.name}: {len(domain.missing.listed)} lines of the list name no image, the first: "
+            f"{domain.name}: {counted(len(domain.missing.listed), 'line')} of the list without an image, the first: "
             f"{domain.missing.listed[0]}"
         )
     if domain.archives:
@@ -183,6 +178,7 @@ def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> li
         ["run folder", f"runs/{config.name or config_name}"],
         ["backbone", backbone],
         ["schedule", f"{name}: {counted(steps, 'step')}, features of {saved}"],
+        *_held_out(config.data.train),
         [
             "training",
             f"{counted(train.iterations, 'iteration')} of {crops} {config.augmentation.crop}",
@@ -192,6 +188,13 @@ def _plan(config: RunConfig, config_name: str, backbone: str, chosen: str) -> li
         ["evaluated", _when(train) if config.data.eval else "never (data.eval is empty)"],
         ["best checkpoint", chosen or "the last one: nothing is evaluated"],
     ]
+
+
+def _held_out(source: DomainConfig) -> list[list[object]]:
+    """What val_fraction holds out of the source."""
+    if isinstance(source, MiniworldDomain) or source.val_fraction is None:
+        return []
+    return [["held out", f"{source.val_fraction:g} of the source, by seed {source.val_seed}"]]
 
 
 def _seen_at(config: RunConfig) -> str:

@@ -1,15 +1,12 @@
 """`diff eval`: scores of trained runs on labelled domains: tables, a page, report.json, CSV, Markdown, a picture."""
 
 import errno
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from diffcli import __version__
 from diffcli.commands.tables import print_report, print_table
@@ -17,21 +14,19 @@ from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.domains import DomainChoice, match_classes, wanted_domains
-from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain, evaluate_sample
-from diffcli.evaluation.html import html_report
+from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain
+from diffcli.evaluation.files import choose_examples, write_reports
 from diffcli.evaluation.parts import score_all
-from diffcli.evaluation.report import Report, build_report, write_picture
-from diffcli.evaluation.tables import comparison, csv_report, markdown, markdown_report
-from diffcli.files import write_text
-from diffcli.prediction.segmenter import Segmenter
+from diffcli.evaluation.report import Report, build_report
+from diffcli.evaluation.tables import comparison, markdown
+from diffcli.files import hold_lock, write_text
 from diffcli.prediction.trained import trained_segmenter
-from diffcli.runs.folder import PICTURE, REPORT
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_data_workers
 
-WORST = 2
-"""Images with the lowest score that the page shows of each domain."""
+LOCK = ".eval-lock"
+"""In the folder of the reports while they are made: a second evaluation that writes there is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +71,13 @@ def run(request: Request) -> None:
             results.append(result)
             with distributed.raise_together():
                 if result.scores and distributed.is_main_process():
-                    write_reports(result, folder)
+                    write_reports(
+                        folder,
+                        result.report,
+                        result.scores,
+                        model=result.run.config.model,
+                        examples=result.examples,
+                    )
         if several:
             console.say(f"run {trained.name}")
         if result.scores:
@@ -138,7 +139,7 @@ def _evaluate(
     for domain, scores in zip(domains, score_all(domains, score), strict=True):
         if scores is not None:
             result.scores.append(scores)
-            result.examples.append(distributed.broadcast(partial(_examples, segmenter, domain, scores)))
+            result.examples.append(distributed.broadcast(partial(choose_examples, segmenter, domain, scores)))
     result.report = build_report(
         result.scores,
         model=model.config,
@@ -153,17 +154,6 @@ def _evaluate(
         precision=model.precision,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _examples(segmenter: Segmenter, domain: Domain, scores: DomainScores) -> list[tuple[str, Shown]]:
-    """The worst images and the median one, segmented again (their masks come out the same)."""
-    order = [int(i) for i in np.argsort(scores.image_iou) if not np.isnan(scores.image_iou[i])]
-    if not order:
-        return []
-    chosen = dict.fromkeys(order[:WORST], "worst")
-    if len(order) > 1:
-        chosen[order[len(order) // 2]] = "median"
-    return [(what, evaluate_sample(segmenter, domain, i)) for i, what in chosen.items()]
 
 
 def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:
@@ -186,16 +176,6 @@ def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domai
 
 
 # -------------------------------------------------------------------------------------------------- reports
-
-
-def write_reports(result: Result, folder: Path) -> None:
-    """Write report.html, .json, .csv and .md, and picture.png."""
-    model, scores, report = result.run.config.model, result.scores, result.report
-    write_text(folder / REPORT, json.dumps(report.as_json(), indent=2, ensure_ascii=False))
-    write_text(folder / "report.csv", csv_report(report))
-    write_text(folder / "report.md", markdown_report(report))
-    write_text(folder / "report.html", html_report(report, scores, model=model, examples=result.examples))
-    write_picture(folder / PICTURE, scores, model=model)
 
 
 @contextmanager
@@ -221,8 +201,10 @@ def _report_folder(trained: OpenRun, output: Path | None, *, several: bool) -> I
             number += 1
 
     folder = distributed.broadcast(make)
+    main = distributed.is_main_process()
     try:
-        yield folder
+        with hold_lock(folder / LOCK, where=folder) if main else nullcontext():
+            yield folder
     finally:
         for path in reversed(made):
             with suppress(OSError):  # it holds something

@@ -10,6 +10,7 @@ from diffcli.export.folder import refuse_foreign, write_folder
 from diffcli.export.networks import AGREEMENT, export_networks
 from diffcli.runs.opening import open_run
 from diffcli.runtime import console
+from diffcli.runtime.words import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def run(request: Request) -> None:
         facts = export_networks(trained, output, kind=request.format, size=size, agreement=request.agreement)
     files = [path for path in output.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files)
-    console.say(f"exported {request.run} to {output}: {len(files)} files, {total / 1e6:.1f} MB")
+    console.say(f"exported {request.run} to {output}: {counted(len(files), 'file')}, {total / 1e6:.1f} MB")
     console.print_record({"output": output, "bytes": total, **facts})
 
 

@@ -51,7 +51,7 @@ def run(request: Request) -> Path:
             "there is something already", where=str(output), hint="choose another folder: -o RUN"
         )
     try:
-        state = convert_state(read_published(checkpoint))
+        state = convert_state(read_published(checkpoint), where=str(checkpoint))
         found = infer_decoder(state)
         model_config = resolve_model(settings.model, found)
         model = build_model(model_config, precision="fp16")

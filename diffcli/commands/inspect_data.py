@@ -22,7 +22,7 @@ from diffcli.data.survey import Survey, survey
 from diffcli.drawing.contact_sheet import Panel, inspection_picture
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.files import check_writable, write_atomically
-from diffcli.runtime import console
+from diffcli.runtime import console, words
 
 PANELS = 12
 """Samples on the contact sheet."""
@@ -66,7 +66,7 @@ def run(request: Request) -> None:
         found = _survey(name, one)
         picture = _picture_path(output, name, taken=[record["picture"] for record in records])
         panels = _panels(one, found)
-        _draw(picture, f"{name}: {len(one)} samples", found, panels, model)
+        _draw(picture, f"{name}: {words.counted(len(one), 'sample')}", found, panels, model)
         empty = _empty(one, found)
         records.append({**_record(name, one, found, picture), "note": empty})
         problems += _problems(name, one, found)
@@ -97,7 +97,7 @@ def _problems(name: str, domain: Domain, found: Survey) -> Iterator[str]:
         )
     if domain.missing.listed:
         lines = domain.missing.listed
-        yield f"{name}: {len(lines)} lines of the list name no image: {', '.join(lines[:_NAMES])}"
+        yield f"{name}: {words.counted(len(lines), 'line')} of the list without an image: {', '.join(lines[:_NAMES])}"
     if domain.archives:
         yield f"{name}: archives are not unpacked: {_first(domain.archives)}"
 
@@ -219,7 +219,7 @@ def _show(name: str, domain: Domain, found: Survey) -> None:
     for fault in others[:_FAULTS]:
         console.warn(f"{fault.where}: {fault.message}")
     if len(others) > _FAULTS:
-        console.warn(f"and {len(others) - _FAULTS} files more (--json lists them)")
+        console.warn(f"and {words.counted(len(others) - _FAULTS, 'more file')} (--json lists them)")
 
 
 def _facts(domain: Domain, found: Survey) -> Iterator[list[str]]:

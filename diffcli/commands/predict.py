@@ -7,12 +7,18 @@ from pathlib import Path
 from diffcli.config.settings import EvalConfig
 from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
+from diffcli.prediction.coco import write_coco
 from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
+from diffcli.prediction.index import INDEX, write_index
 from diffcli.prediction.inputs import Reader, plan, refuse_collisions
 from diffcli.prediction.manifest import Manifest
 from diffcli.prediction.outputs import Outputs, choose_outputs
 from diffcli.prediction.segmenter import Segmenter, Source
 from diffcli.runtime import console, distributed
+from diffcli.runtime.words import counted
+
+DEFAULT_OUTPUT = Path("predictions")
+"""Folder of the folders that results go to where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +27,16 @@ class Request:
 
     images: Sequence[str]
     """Files, folders (with their sub-folders), globs, videos, @LIST or - (stdin)."""
-    output: Path
-    """Folder for the results."""
+    output: Path | None = None
+    """Folder for the results; None takes predictions/NAME of the run."""
     run: Path | None = None
     """A run folder, an exported folder or a checkpoint file."""
     model: Path | None = None
     """Exported networks instead of a run: their folder, or a file in it."""
     write: str | None = None
     """Comma list of `outputs.KINDS`; None writes masks of images and a segmented video of videos."""
+    legend: bool = True
+    """Put names and shares of the classes under overlays, colour masks and videos."""
     overlay: bool = False
     """Also write the colours laid over the image."""
     heatmap: str | None = None
@@ -62,7 +70,8 @@ def run(request: Request) -> None:
         DataError: no images; or, after all else is done, some could not be read.
         DiffError: see `open_run`, `open_exported` and `segment_files`.
     """
-    output, skip_existing = request.output, request.skip_existing
+    skip_existing = request.skip_existing
+    output = request.output or DEFAULT_OUTPUT / _name(request)
     jobs = distributed.broadcast(lambda: plan(request.images, output=output, references=request.reference))
     tile = None if request.tile is None else size_option("--tile", request.tile)
     source = _open(request)
@@ -75,6 +84,7 @@ def run(request: Request) -> None:
         samples=request.samples,
         classes=source.classes,
         palette=source.palette,
+        legend=request.legend,
     )
     refuse_collisions(jobs, outputs.files)
     _check_reference(settings, request.reference, refine=request.refine, where=source.path)
@@ -111,11 +121,30 @@ def run(request: Request) -> None:
             )
         )
         outcome = merged([outcome, *done], jobs)
-        distributed.broadcast(manifest.finish)
-    report(outcome, outputs, run=source.path, output=output)
+        distributed.broadcast(lambda: _finish(manifest, outputs, title=source.description))
+    report(outcome, outputs, source=source, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
+
+
+def _name(request: Request) -> str:
+    """The default folder's name: that of the run or of the exported networks."""
+    path = (request.model or request.run or Path()).resolve()
+    run = path.parents[1] if path.parent.name == "checkpoints" else path
+    return run.stem if run.is_file() else run.name
+
+
+def _finish(manifest: Manifest, outputs: Outputs, *, title: str) -> None:
+    """One line for each image, the COCO file of the folder, and the page that shows all of it."""
+    manifest.finish()
+    if "rle" in outputs.kinds:
+        write_coco(manifest.folder, manifest.entries(), classes=outputs.classes)
+    count = sum(1 for entry in manifest.entries() if entry.frame is None)
+    with console.progress("write index.html", count) as bar:
+        write_index(
+            manifest, title=title, classes=outputs.classes, palette=outputs.palette, progress=bar.update
+        )
 
 
 def _open(request: Request) -> Source:
@@ -159,8 +188,10 @@ def parse_batch(text: str | None, *, otherwise: int) -> int | None:
 
 def _check_reference(settings: EvalConfig, references: Path | None, *, refine: int, where: Path) -> None:
     """The run's eval settings suit what predict can know."""
-    if refine < 0:
-        raise ConfigError("--refine takes a number from 0 on")
+    if not 0 <= refine <= 100:
+        raise ConfigError(
+            "--refine takes a number from 0 to 100", hint="masks hardly change after the first few times"
+        )
     if references is not None and settings.reference == "prediction":
         raise ConfigError(
             "--reference and eval.reference=prediction contradict each other",
@@ -177,26 +208,24 @@ def _check_reference(settings: EvalConfig, references: Path | None, *, refine: i
 # -------------------------------------------------------------------------------------------------- report
 
 
-def report(outcome: Outcome, outputs: Outputs, *, run: Path, output: Path) -> None:
+def report(outcome: Outcome, outputs: Outputs, *, source: Source, output: Path) -> None:
     """Say what was written, and print it as JSON if asked."""
     count = len(outcome.written)
     notes = [
-        f"{len(outcome.skipped)} were there already" if outcome.skipped else "",
-        f"{outcome.replaced} files there were replaced" if outcome.replaced else "",
+        f"{len(outcome.skipped)} already there" if outcome.skipped else "",
+        f"{counted(outcome.replaced, 'file')} there replaced" if outcome.replaced else "",
     ]
     remarks = "; ".join(filter(None, notes))
-    what = f"{count} {'image' if count == 1 else 'images'}"
-    if outcome.frames:
-        videos = sum(job.is_video for job in outcome.written)
-        what = (
-            f"{count - videos} images and {outcome.frames} frames"
-            if count > videos
-            else f"{outcome.frames} frames"
-        )
-    console.say(f"{what} segmented into {output}{f' ({remarks})' if remarks else ''}")
+    images = count - sum(job.is_video for job in outcome.written)
+    parts = [counted(images, "image")] if images or not outcome.frames else []
+    parts += [counted(outcome.frames, "frame")] if outcome.frames else []
+    what = " and ".join(parts)
+    console.say(f"{what} with {source.description} -> {output}{f' ({remarks})' if remarks else ''}")
+    if (output / INDEX).is_file():
+        console.say(f"open {output / INDEX} to see them")
     console.print_record(
         {
-            "run": str(run),
+            "run": str(source.path),
             "output": str(output),
             "images": [
                 {
@@ -218,6 +247,6 @@ def _failure(outcome: Outcome) -> DataError:
         shown.append(f"  - and {len(outcome.failed) - len(shown)} more")
     count = len(outcome.written) + len(outcome.failed) + len(outcome.skipped)
     return DataError(
-        "\n".join([f"{len(outcome.failed)} of {count} images have no mask", *shown]),
+        "\n".join([f"no mask for {len(outcome.failed)} of {counted(count, 'image')}", *shown]),
         hint="fix or remove these files; the others are done",
     )

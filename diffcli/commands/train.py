@@ -7,42 +7,44 @@ Several processes (`torchrun`, `accelerate launch`) share an iteration as one pr
 large: draws are dealt out in order, gradients and logged losses are means over all images, BatchNorm sees all of them.
 """
 
-import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from diffcli.commands.tables import print_table
-from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
-from diffcli.errors import DataError
+from diffcli.errors import ConfigError, DataError
 from diffcli.evaluation.evaluator import DomainScores
-from diffcli.evaluation.report import build_report, counted, write_picture
+from diffcli.evaluation.files import choose_examples, write_reports
+from diffcli.evaluation.html import Examples
+from diffcli.evaluation.report import build_report, counted
 from diffcli.evaluation.tables import summary_table
-from diffcli.files import write_text
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
     BEST,
-    CONFIG,
+    CURVES,
     PICTURE,
     REPORT,
     RESUME,
     RUNS,
-    VERSIONS,
-    create_run,
-    find_unfinished,
-    versions,
 )
-from diffcli.runtime import console, distributed
+from diffcli.runtime import console, distributed, words
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
+from diffcli.training.init_from import initialise
 from diffcli.training.loop import fit
 from diffcli.training.prompts import prompts_unheard
+from diffcli.training.resume import restore
+from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
 from diffcli.training.samples import check_samples, open_domains, training_set
 from diffcli.training.selection import select, with_held_out
+from diffcli.training.trackers import track_report
 from diffcli.training.trainer import Trainer, build_trainer, load_model
 from diffcli.training.validation import validate
 
@@ -66,14 +68,27 @@ def run(request: Request) -> None:
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
     """
-    config, resume, runs = with_held_out(request.config), request.resume, request.runs
-    name = config.name or request.config_name
-    unfinished = (
-        distributed.broadcast(lambda: find_unfinished(name, runs=runs, config=config)) if resume else None
-    )
-    accelerator = build_accelerator(config, runs=runs)
+    config, name = with_held_out(request.config), request.config.name or request.config_name
+    accelerator = build_accelerator(config, runs=request.runs)
+    with locked_run(name, config=config, resume=request.resume, runs=request.runs) as folder:
+        with nullcontext() if request.resume else removed_on_failure(folder):
+            trainer = _prepare(config, folder, accelerator, resume=request.resume)
+        if request.resume:
+            restore(trainer)
+        with graceful_stop() as stop:
+            stopped_early = fit(trainer, stop)
+        _finish(trainer, *(stopped_early or validate(trainer)))
+
+
+def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator, *, resume: bool) -> Trainer:
+    """Open the data, load the model, and check that there is room for the checkpoints."""
     source, targets = open_domains(config)
     selection = select(config, source, targets)
+    if config.train.patience and not (config.train.validate_interval and selection.domains):
+        raise ConfigError(
+            "train.patience counts validations, and there are none to choose the best checkpoint by",
+            hint="set train.validate_interval and data.eval, or train.patience: null",
+        )
     checked = distributed.broadcast(lambda: check_samples(config, source, targets))
     samples = training_set(config, source, checked.statistics)
     for line in selection.overlaps():
@@ -82,13 +97,15 @@ def run(request: Request) -> None:
         console.say(f"best checkpoint: {selection.describe()}")
     with distributed.raise_together():
         model = load_model(config, accelerator)
-    if config.train.loss.ipkl and accelerator.is_main_process:
-        unheard = prompts_unheard(samples, model.extractor)
-        if unheard:
-            console.warn(unheard)
-    # last: what fails before leaves no folder
-    folder = unfinished or distributed.broadcast(lambda: create_run(name, runs=runs))
-    trainer = build_trainer(
+        state = model.decoder.state_dict().values()
+        if config.train.init_from is not None and not resume:
+            initialise(model, config.train.init_from, runs=folder.parent)
+        check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
+        if config.train.loss.ipkl and accelerator.is_main_process:
+            unheard = prompts_unheard(samples, model.extractor)
+            if unheard:
+                console.warn(unheard)
+    return build_trainer(
         config,
         folder=folder,
         accelerator=accelerator,
@@ -98,43 +115,33 @@ def run(request: Request) -> None:
         selection=selection,
         skipped=checked.skipped,
     )
-    if accelerator.is_main_process:
-        write_text(folder / CONFIG, dump_config(config))
-        write_text(folder / VERSIONS, json.dumps(versions(), indent=2))
-    if resume:
-        with distributed.raise_together():
-            trainer.restore()
-    with graceful_stop() as stop:
-        fit(trainer, stop)
-    _finish(trainer)
 
 
-def _finish(trainer: Trainer) -> None:
-    """The last validation, the report, the picture and the table.
+def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -> None:
+    """The report, the picture and the table of the last validation.
 
     Raises:
         DataError: some samples or domains could not be scored; the report holds the others.
     """
-    scores, problems = validate(trainer)
     if not trainer.accelerator.is_main_process:
         return
-    for tracker in trainer.accelerator.trackers:
-        tracker.finish()
     model = trainer.config.model
     if not (trainer.folder / BEST).is_file():
         save_checkpoint(trainer.folder / BEST, trainer.model, info={"iteration": trainer.iteration})
-    if scores:
-        write_picture(trainer.folder / PICTURE, scores, model=model)
     training = {
         "iterations": trainer.iteration,
         "best": trainer.best,
         "selected_on": list(trainer.selection.domains),
         "shared_images": trainer.selection.shared,
+        "changed_settings": trainer.changes,
         "skipped_samples": len(trainer.skipped.faults),
         **_unseen(trainer, scores),
     }
     report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
-    write_text(trainer.folder / REPORT, json.dumps(report.as_json(), indent=2))
+    write_reports(trainer.folder, report, scores, model=model, examples=_examples(trainer, scores))
+    track_report(trainer.accelerator.trackers, trainer.folder, step=trainer.iteration)
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()
     (trainer.folder / RESUME).unlink(missing_ok=True)
     console.print_record({"run": trainer.folder, **report.as_json()})
     if scores:
@@ -142,13 +149,24 @@ def _finish(trainer: Trainer) -> None:
         _say_unseen(training)
     for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
         console.warn(line)
-    console.say(f"run folder: {trainer.folder}")
+    for file in ("report.html", PICTURE, CURVES):
+        if (trainer.folder / file).is_file():
+            console.say(f"see {trainer.folder / file}")
+    console.say(f"next: diff predict IMAGES --run {trainer.folder}")
     if problems:
         raise DataError(
             f"not everything could be scored: {'; '.join(problems)}",
             where=str(trainer.folder / REPORT),
             hint="training is complete; fix the files and score again: diff eval",
         )
+
+
+def _examples(trainer: Trainer, scores: Sequence[DomainScores]) -> list[Examples]:
+    """The worst images and the median one of each domain that was scored."""
+    segmenter = trained_segmenter(trainer.model, trainer.config.eval)
+    opened = {target.name: target for target in trainer.targets}
+    trainer.model.decoder.eval()
+    return [choose_examples(segmenter, opened[one.name], one) if one.name in opened else [] for one in scores]
 
 
 def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
@@ -166,4 +184,6 @@ def _unseen(trainer: Trainer, scores: Sequence[DomainScores]) -> dict[str, Any]:
 def _say_unseen(training: dict[str, Any]) -> None:
     if training["unseen_domains"]:
         mean, count = 100 * training["mean_iou_unseen"], training["unseen_domains"]
-        console.print_text(f"mean mIoU over {count} domains never seen in training: {mean:.2f}")
+        console.print_text(
+            f"mean mIoU over {words.counted(count, 'domain')} never seen in training: {mean:.2f}"
+        )

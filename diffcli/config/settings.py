@@ -307,6 +307,10 @@ class TrainConfig(Settings):
     """Iterations between validations on data.eval; null validates at the end only."""
     select_on: Literal["auto", "source", "targets"] = "auto"
     """Where the best checkpoint is chosen: source takes the held-out part of the source (its val split or val_fraction; it is then evaluated too), targets the mean over the other domains, which is a look at what should be unseen; auto takes source where there is a held-out part. Domains that have a file in common with the training set never count."""
+    patience: PositiveInt | None = None
+    """Stop early after this many validations without a better score where the best checkpoint is chosen (select_on); null trains to the last iteration."""
+    init_from: str | None = None
+    """Start from the trained weights of this run (run folder, name under runs/, exported folder, checkpoint file or hub:OWNER/NAME). Classes are matched by name; new ones start from scratch, as everything does with null."""
     checkpoint_interval: PositiveInt = 1000
     """Iterations between checkpoints to resume from."""
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()

@@ -11,7 +11,7 @@ from PIL import UnidentifiedImageError
 
 from diffcli.config.size import Size
 from diffcli.data.domain import Domain
-from diffcli.data.images import is_cut_short, read_image, refuse_bomb, require_file
+from diffcli.data.images import is_cut_short, open_with_pillow, read_image, refuse_bomb, require_file
 from diffcli.data.statistics import Progress, cache_folder, file_state, in_parallel
 from diffcli.errors import DataError, DiffError
 from diffcli.files import write_atomically
@@ -102,7 +102,7 @@ def image_size(path: Path) -> Size:
             file.seek(max(0, file.tell() - 4096))
             whole = not is_cut_short(np.frombuffer(head + file.read(), dtype=np.uint8))
         if whole:
-            with PillowImage.open(path) as image:
+            with open_with_pillow(path) as image:
                 refuse_bomb(image.size, path.stat().st_size, path)
                 lying = bool(image.info.get("exif")) and image.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS
                 return Size(image.height, image.width) if lying else Size(image.width, image.height)

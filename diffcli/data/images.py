@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ MAX_BYTES = 2**31
 """No image file is larger than this; a larger one is not read into memory."""
 LARGE = 2**26
 """Pixels (8192x8192) up to which an image is decoded whatever its file's size."""
-MAX_PIXELS_PER_BYTE = 1100
-"""Deflate packs at most 1032 bytes into one; JPEG spends at least a byte on 85 pixels."""
+MAX_PIXELS_PER_BYTE = 8300
+"""Deflate packs at most 1032 bytes into one, each of 8 pixels of one bit; every other format holds fewer."""
 _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 """JPEG markers whose segment states the size."""
 
@@ -111,12 +112,20 @@ def claimed_size(data: NDArray[np.uint8], path: Path) -> tuple[int, int]:
 
 def _pillow_size(data: NDArray[np.uint8], path: Path) -> tuple[int, int]:
     try:
-        with PillowImage.open(io.BytesIO(data.tobytes())) as image:
+        with open_with_pillow(data) as image:
             return image.size
     except PillowImage.DecompressionBombError as error:
         raise DataError(f"too large: {error}", where=str(path), hint="save it as PNG or JPEG") from error
     except (OSError, SyntaxError, ValueError):
         return 0, 0
+
+
+def open_with_pillow(source: Path | NDArray[np.uint8]) -> PillowImage.Image:
+    """The image of a file or of its bytes, not yet decoded; Pillow does not warn of its size: see `refuse_bomb`."""
+    file = source if isinstance(source, Path) else io.BytesIO(source.tobytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+        return PillowImage.open(file)
 
 
 def refuse_bomb(size: tuple[int, int], held: int, path: Path) -> None:

@@ -1,6 +1,5 @@
 """Reading label files: ids in 8, 16 or 32 bits, palette and colour images become train ids."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from PIL import Image as PillowImage
 
 from diffcli.classes import CITYSCAPES_CLASSES, IGNORE_ID
 from diffcli.data.domains import LabelEncoding
-from diffcli.data.images import damaged, decode, is_cut_short, read_bytes, refuse_bomb
+from diffcli.data.images import damaged, decode, is_cut_short, open_with_pillow, read_bytes, refuse_bomb
 from diffcli.data.mapping import ColoredLabel, OutsideMapping
 from diffcli.errors import DataError
 
@@ -147,7 +146,7 @@ def read_pixels(path: Path, *, colors_only: bool = False) -> Pixels:
     if is_cut_short(data):
         raise damaged(path)
     try:
-        with PillowImage.open(io.BytesIO(data.tobytes())) as image:
+        with open_with_pillow(data) as image:
             refuse_bomb(image.size, data.size, path)
             lossy = _lossy_format(image, data)
             if lossy:

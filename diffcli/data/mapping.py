@@ -97,16 +97,17 @@ def mapping_lines(
     *,
     total: int,
     files: Mapping[Value, int] | None = None,
+    most: int = _MOST,
 ) -> list[str]:
     """Lines of label_ids (11: 255  # 3.2 % of pixels in 133 files) or of label_colors, the largest share first."""
     lines = []
-    for value in sorted(train_ids, key=lambda value: -pixels.get(value, 0))[:_MOST]:
+    for value in sorted(train_ids, key=lambda value: -pixels.get(value, 0))[:most]:
         entry = f"{value}: {train_ids[value]}"
         if isinstance(value, tuple):
             entry = f"- [[{', '.join(map(str, value))}], {train_ids[value]}]"
         count = f" in {files[value]} file{'s' if files[value] != 1 else ''}" if files else ""
         lines.append(f"{entry}  # {percent(pixels.get(value, 0), total)} of pixels{count}")
-    return [*lines, f"# and {len(train_ids) - _MOST} more"] if len(train_ids) > _MOST else lines
+    return [*lines, f"# and {len(train_ids) - most} more"] if len(train_ids) > most else lines
 
 
 def likely_ids(values: Sequence[int], classes: int) -> dict[int, int] | None:

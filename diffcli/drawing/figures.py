@@ -36,7 +36,7 @@ def compared_picture(rows: Sequence[Compared], *, model: ModelConfig) -> Image.I
     runs = list(rows[0].predictions)
     width = (2 + len(runs)) * (PANEL_WIDTH + GAP) + GAP
     masks = [mask for row in rows for mask in (row.truth, *row.predictions.values())]
-    below = legend(masks, model=model, palette=palette, width=width)
+    below = legend(masks, classes=model.classes, palette=palette, width=width)
     heights = [max(1, round(row.image.shape[0] * PANEL_WIDTH / row.image.shape[1])) for row in rows]
     height = TEXT_HEIGHT + sum(panel + TEXT_HEIGHT + GAP for panel in heights) + below.height
     canvas = Image.new("RGB", (width, height), PAPER)

@@ -16,6 +16,8 @@ Pixels = NDArray[np.uint8]
 
 INK, PAPER, GAP = (30, 30, 30), (255, 255, 255), 6
 _PANEL_WIDTH, TEXT_HEIGHT, _TEXT_SIZE = 400, 22, 14
+_LEGEND_WIDTH = 240
+"""A legend is at least this wide."""
 _FALLBACK_HUE_STEP = 0.618034
 """Golden ratio: hues of any number of classes stay apart."""
 
@@ -67,7 +69,7 @@ def side_by_side(rows: Sequence[Row], *, model: ModelConfig) -> Image.Image:
     names = ["image", "truth", "prediction"]
     width = 3 * _PANEL_WIDTH + 4 * GAP
     masks = [mask for row in rows for mask in (row.prediction, row.truth) if mask is not None]
-    below = legend(masks, model=model, palette=palette, width=width)
+    below = legend(masks, classes=model.classes, palette=palette, width=width)
     height = TEXT_HEIGHT + sum(TEXT_HEIGHT + row[0].height + GAP for row in panels) + below.height
     canvas = Image.new("RGB", (width, height), PAPER)
     draw, font = ImageDraw.Draw(canvas), text_font()
@@ -105,14 +107,49 @@ def _panels(row: Row, palette: Pixels) -> list[Image.Image]:
     return [image, *masks]
 
 
-def legend(masks: Sequence[Pixels], *, model: ModelConfig, palette: Pixels, width: int) -> Image.Image:
-    """Name and colour of every class that occurs, as many lines as they need."""
+def legend(masks: Sequence[Pixels], *, classes: Sequence[str], palette: Pixels, width: int) -> Image.Image:
+    """Name and colour of every class that occurs in the masks, in as many lines as they need."""
     occurring = sorted(set().union(*(np.unique(mask).tolist() for mask in masks)))
-    names = dict(enumerate(model.classes)) | {255: "no label"}
-    entries = [(names[i], tuple(palette[i].tolist())) for i in occurring]
+    names = dict(enumerate(classes)) | {255: "no label"}
+    return _key([(names[i], palette[i]) for i in occurring], width=width)
+
+
+def with_legend(
+    picture: Pixels, mask: Pixels, *, classes: Sequence[str], palette: Pixels, every: bool = False
+) -> Image.Image:
+    """A picture (H,W,3) with a strip below it: colour, name and share of each class in its mask (H,W).
+
+    The largest class comes first. A picture that is too narrow for a name gets a margin at the right.
+
+    Args:
+        every: list every class of the model in the order of train ids, so that the strip has the same height for
+            every frame of a video.
+    """
+    shares = np.bincount(mask.ravel(), minlength=256) / mask.size
+    order = range(len(classes)) if every else [int(i) for i in np.argsort(-shares) if shares[i]]
+    names = dict(enumerate(classes)) | {255: "no label"}
+    entries = [(f"{names[i]} {_percent(float(shares[i]))}", palette[i]) for i in order]
+    strip = _key(entries, width=max(picture.shape[1], _LEGEND_WIDTH), columns=every)
+    canvas = Image.new("RGB", (strip.width, picture.shape[0] + strip.height), PAPER)
+    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(strip, (0, picture.shape[0]))
+    return canvas
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.001:
+        return "<0.1 %"
+    return f"{100 * share:.1f} %"
+
+
+def _key(entries: Sequence[tuple[str, Pixels]], *, width: int, columns: bool = False) -> Image.Image:
+    """Colour and text of each entry, in as many lines as they need; in columns of equal width if asked."""
     font, places, x, y = text_font(), [], GAP, 0
-    for name, _ in entries:
-        length = 24 + round(font.getlength(name)) + 14
+    lengths = [24 + round(font.getlength(name)) + 14 for name, _ in entries]
+    if columns and lengths:
+        widest = 24 + round(max(font.getlength(name.rsplit(" ", 2)[0]) for name, _ in entries)) + 76
+        lengths = [widest] * len(entries)
+    for length in lengths:
         if x > GAP and x + length > width:
             x, y = GAP, y + TEXT_HEIGHT
         places.append((x, y))
@@ -120,7 +157,7 @@ def legend(masks: Sequence[Pixels], *, model: ModelConfig, palette: Pixels, widt
     strip = Image.new("RGB", (width, y + TEXT_HEIGHT + GAP), PAPER)
     draw = ImageDraw.Draw(strip)
     for (name, color), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y + 4, x + 18, y + 17), fill=color)
+        draw.rectangle((x, y + 4, x + 18, y + 17), fill=tuple(color.tolist()), outline=INK)
         draw.text((x + 24, y + 3), name, fill=INK, font=font)
     return strip
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diffcli.config.size import Size
 from diffcli.core.metrics import ConfusionMatrix, Scores
-from diffcli.data.batches import single_threaded
+from diffcli.data.batches import load_batches
 from diffcli.data.dataset import Domain
 from diffcli.data.transforms import resize_image, resize_label
 from diffcli.drawing.pictures import Pixels
@@ -145,7 +145,7 @@ def _count(
 
 
 def segment_domain(segmenter: Segmenter, domain: Domain, *, workers: int = 0) -> Iterator[tuple[int, Pixels]]:
-    """(index, mask of train ids at the image's own size) of every sample in order, labelled or not.
+    """(index, mask of train ids at the image's size) of every sample in order, labelled or not.
 
     Raises:
         DataError: the first sample that cannot be read.
@@ -162,7 +162,7 @@ def segment_domain(segmenter: Segmenter, domain: Domain, *, workers: int = 0) ->
 
 
 def network_size(segmenter: Segmenter, domain: Domain) -> Size | None:
-    """At which the network sees the domain's images: the domain's own size where it has one; None: each at its own."""
+    """At which the network sees the domain's images: its eval_size, else eval.size; None: each file's size."""
     return domain.eval_size or segmenter.settings.size
 
 
@@ -234,7 +234,7 @@ class _Loaded:
     image: Pixels
     """At the network's size."""
     label: Pixels
-    """At its own size, which the mask gets."""
+    """At the size of its file, which the mask gets."""
     reference: Pixels | None
 
     @property
@@ -282,15 +282,14 @@ def _equal_batches(
 ) -> Iterator[list[_Loaded | _Failed]]:
     """Samples of these numbers in order, in batches whose images are of one size; unreadable ones come along."""
     size, batch_size = network_size(segmenter, domain), segmenter.batch_size
-    loader = DataLoader(
+    loaded = load_batches(
         _Samples(domain, size=size, takes_label=_takes_labels(segmenter)),
+        indexes,
         batch_size=batch_size,
-        sampler=indexes,
-        num_workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
-        collate_fn=list,
-        worker_init_fn=single_threaded,
+        workers=min(workers, os.cpu_count() or 1, len(indexes) // batch_size // BATCHES_A_WORKER),
+        collate=list,
     )
-    for samples in loader:
+    for samples in loaded:
         for _, batch in groupby(samples, lambda s: s.image.shape if isinstance(s, _Loaded) else None):
             yield list(batch)
 

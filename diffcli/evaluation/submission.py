@@ -79,7 +79,7 @@ def server_ids(trained: OpenRun, server: Server) -> Pixels:
 
 
 def open_unlabelled(trained: OpenRun, name: str, root: Path | None, split: str) -> Domain:
-    """Every image of the split at its own size; labels, if there are any, are not read."""
+    """Every image of the split at the size of its file; labels, if there are any, are not read."""
     entries = trained.config.data.eval
     known = next((entry for entry in entries if entry.domain == name), domain_config(name))
     entry = known.model_copy(

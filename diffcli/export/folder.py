@@ -12,6 +12,7 @@ from diffcli.config.base import as_plain
 from diffcli.config.settings import EMBEDDED
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import DiffError
+from diffcli.export.facts import FolderFacts
 from diffcli.export.programs import PARTS
 from diffcli.export.runner import NOISE
 from diffcli.files import replace_folder
@@ -42,7 +43,7 @@ def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, n
         save_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
     write_json(folder / EXPORT_CONFIG, _settings(trained))
     facts = {**_facts(trained, included=with_backbone), "checksums": file_checksums(folder)}
-    write_json(folder / EXPORT_FACTS, facts)
+    write_json(folder / EXPORT_FACTS, FolderFacts.model_validate(facts).as_json())
     (folder / "README.md").write_text(_readme(trained, facts, name=name), encoding="utf-8")
     return facts
 
@@ -84,7 +85,6 @@ def _facts(trained: OpenRun, *, included: bool) -> dict[str, Any]:
     model, info = trained.config.model, trained.checkpoint.info
     palette = class_palette(model)[: len(model.classes)].tolist()
     return {
-        "format": 1,
         "diffcli": __version__,
         "trained_with": info.get("version"),
         "iteration": info.get("iteration"),

@@ -17,6 +17,7 @@ from diffcli.data.miniworld import render
 from diffcli.data.transforms import resize_image
 from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DiffError
+from diffcli.export.facts import BaseModelFacts, CheckFacts, Kind, NetworkFacts
 from diffcli.export.folder import base_model, is_export_file, write_json
 from diffcli.export.modules import encoder_draws, exportable_parts, step_count
 from diffcli.export.programs import LARGEST_BATCH, Part, named_parts, write_onnx, write_program
@@ -27,14 +28,12 @@ from diffcli.export.runner import (
     STEP,
     ExportedNetwork,
     Floats,
-    Kind,
-    describe,
     need,
     open_exported,
     to_model_range,
 )
 from diffcli.files import replace_folder
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, file_checksums
 from diffcli.runs.folder import versions
 from diffcli.runs.opening import OpenRun
 from diffcli.runtime import console
@@ -84,22 +83,22 @@ def export_networks(
             console.warn(f"one plain pass over the whole image is exported, without {', '.join(dropped)}")
         model = write_networks(trained, folder, kind=kind, size=chosen)
         info = trained.checkpoint.info
-        facts = {
-            "format": 1,
-            "diffcli": __version__,
-            "trained_with": info.get("version"),
-            "iteration": info.get("iteration"),
+        facts = NetworkFacts(
+            diffcli=__version__,
+            trained_with=info.get("version"),
+            iteration=info.get("iteration"),
+            base_model=BaseModelFacts.model_validate(base_model(trained, included=True)),
+            checksums=file_checksums(folder),
             **network_facts(model, kind=kind, size=chosen),
-            "base_model": base_model(trained, included=True),
-        }
-        write_json(folder / EXPORT_FACTS, facts)  # the check below opens the folder
+        )
+        write_json(folder / EXPORT_FACTS, facts.as_json())  # the check below opens the folder
         check = check_networks(model, folder, size=chosen, agreement=agreement)
         console.say(str(check))
-        facts["check"] = asdict(check)
-        write_json(folder / EXPORT_FACTS, facts)
-        readme = networks_readme(facts, name=output.resolve().name)
+        facts = facts.model_copy(update={"check": CheckFacts(**asdict(check))})
+        write_json(folder / EXPORT_FACTS, facts.as_json())
+        readme = networks_readme(facts.as_json(), name=output.resolve().name)
         (folder / "README.md").write_text(readme, encoding="utf-8")
-    return facts
+    return facts.as_json()
 
 
 def export_size(trained: OpenRun, size: Size | None) -> Size:
@@ -188,7 +187,7 @@ def compare(model: SegmentationModel, exported: ExportedNetwork, *, size: Size) 
 def check_networks(
     model: SegmentationModel, folder: Path, *, size: Size, agreement: float = AGREEMENT
 ) -> Check:
-    """Load what lies in `folder` in its own runtime and compare it with the model.
+    """Load the networks in `folder` in their runtime and compare them with the model.
 
     Raises:
         DiffError: fewer labels agree than `agreement`; or it cannot be loaded at all.
@@ -203,7 +202,7 @@ def check_networks(
 
 
 def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[str, Any]:
-    """What `export.json` says of the networks: what goes in, what comes out, and how the loop goes."""
+    """Fields of `NetworkFacts` that say what goes in, what comes out, and how the loop goes."""
     extractor, config = model.extractor, model.config.inversion
     schedule, backbone = extractor.schedule, extractor.backbone
     first, steps = encoder_draws(extractor), step_count(extractor)
@@ -211,17 +210,17 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
     palette = class_palette(model.config)
     draws = ["the VAE posterior's"] if config.latent == "sample" else []
     draws += ["the noising draw of one-step mode"] if first > len(draws) else []
-    return describe(
-        kind,
-        networks={name: f"{name}.{kind}" for name in names},
-        precision="float32",
-        branch="unconditional: the prompt and the negative prompt, no class prompts",
-        classes=[
+    return {
+        "kind": kind,
+        "networks": {name: f"{name}.{kind}" for name in names},
+        "precision": "float32",
+        "branch": "unconditional: the prompt and the negative prompt, no class prompts",
+        "classes": [
             {"train_id": i, "name": name, "color": palette[i].tolist()}
             for i, name in enumerate(model.config.classes)
         ],
-        ignore_id=255,
-        input={
+        "ignore_id": 255,
+        "input": {
             "width": size.width,
             "height": size.height,
             "size": "fixed: resize images bilinearly to it, pad right and bottom with 0 to the multiple, "
@@ -234,8 +233,8 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
             "mean": PIXEL_MEAN,
             "scale": PIXEL_SCALE,
         },
-        output="B,classes,H,W float32 logits of the padded input's size",
-        noise={
+        "output": "B,classes,H,W float32 logits of the padded input's size",
+        "noise": {
             "file": NOISE,
             "encoder_draws": first,
             "draws": first + steps,
@@ -245,7 +244,7 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
             "drawn": f"by PyTorch from (inversion.seed {config.seed}, {STORED_NOISE!r}); diff predict --run seeds by "
             "the image's name instead, so masks there differ a little",
         },
-        schedule={
+        "schedule": {
             "evaluated_steps": steps,
             "save_steps": list(schedule.save_steps) if steps else [],
             "timesteps": list(schedule.timesteps[:steps]),
@@ -255,8 +254,8 @@ def network_facts(model: SegmentationModel, *, kind: Kind, size: Size) -> dict[s
                 include={"eta", "s_tmin", "s_tmax", "guidance_scale", "prompt", "negative_prompt"}
             ),
         },
-        versions=versions(),
-    )
+        "versions": versions(),
+    }
 
 
 def networks_readme(facts: dict[str, Any], *, name: str) -> str:

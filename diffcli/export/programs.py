@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from diffcli.errors import CheckpointError
+from diffcli.export.archives import check_program
 from diffcli.export.modules import ExportableParts
 from diffcli.runtime.device import resolve_device
 
@@ -88,7 +89,7 @@ def write_program(part: Part, file: Path) -> None:
 
 
 def write_onnx(part: Part, file: Path) -> None:
-    """Trace a part and write it as ONNX; weights of more than about 1.5 GB lie in `<file>.data` beside it."""
+    """Trace a part and write it as ONNX; weights of more than about 1.5 GB are in `<file>.data` beside it."""
     program = trace(part)
     with _exporters_quiet():
         graph = torch.onnx.export(
@@ -136,18 +137,18 @@ def load_programs(folder: Path, files: Mapping[str, str], *, device: str | None)
     """Programs that `write_program` wrote, part -> a function from arrays to arrays.
 
     Raises:
-        CheckpointError: one is missing or damaged.
+        CheckpointError: one is missing or damaged, or holds what could run code.
         ConfigError: the device is not there.
     """
     place = resolve_device(device or "auto")
 
     def load(file: Path) -> RunPart:
+        check_program(file)
         try:
             with _exporters_quiet():
                 module = torch.export.load(str(file)).module()
         except Exception as error:  # zip, JSON and pickle errors alike
-            what = "cannot be loaded" if file.is_file() else "this part of the export is missing"
-            raise CheckpointError(what, where=str(file), hint="export the run again") from error
+            raise CheckpointError("cannot be loaded", where=str(file), hint="export the run again") from error
         module.to(place)
 
         @torch.no_grad()

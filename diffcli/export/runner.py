@@ -1,28 +1,29 @@
-"""Exported networks: what lies in their folder, and how they run without PyTorch.
+"""Exported networks: what their folder holds, and how they run without PyTorch.
 
 A folder holds three networks (`encoder`, `step`, `decoder`), the noise they were checked under, and `export.json`,
 which says all that is needed to run them. The loop over the schedule's steps is `ExportedNetwork.logits`: a few lines,
 to be written again wherever the networks are to run (README.md of the folder shows them).
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from diffcli.config.settings import EvalConfig
-from diffcli.config.size import Size
 from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import CheckpointError, ConfigError, DiffError
+from diffcli.export.facts import SCHEMA_VERSION, NetworkFacts
 from diffcli.prediction.planes import NumpyArrays
 from diffcli.prediction.segmenter import Maps
-from diffcli.runs.exported import EXPORT_FACTS
+from diffcli.runs.exported import EXPORT_FACTS, check_files
 
 NOISE = "noise.npy"
 ENCODER, STEP, DECODER = "encoder", "step", "decoder"
@@ -30,59 +31,6 @@ ENCODER, STEP, DECODER = "encoder", "step", "decoder"
 Floats = NDArray[np.float32]
 RunPart = Callable[..., list[Floats]]
 """Arrays in the order of its inputs to arrays in the order of its outputs."""
-Kind = Literal["onnx", "pt2"]
-
-
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class ClassFacts(_Facts):
-    train_id: int
-    name: str
-    color: tuple[int, int, int]
-
-
-class InputFacts(_Facts):
-    width: int
-    height: int
-    multiple: int
-    largest_batch: int
-
-
-class NoiseFacts(_Facts):
-    encoder_draws: int
-    draws: int
-
-
-class LoopFacts(_Facts):
-    evaluated_steps: int
-    save_steps: tuple[int, ...]
-
-
-class ExportFacts(_Facts):
-    """What the runner reads of `export.json`; there is more in it for people."""
-
-    kind: Kind
-    networks: dict[str, str]
-    """encoder, step, decoder -> file; without step where the features are the VAE latent alone."""
-    classes: tuple[ClassFacts, ...]
-    input: InputFacts
-    noise: NoiseFacts
-    schedule: LoopFacts
-
-    @property
-    def size(self) -> Size:
-        """What images are resized to."""
-        return Size(self.input.width, self.input.height)
-
-    @property
-    def palette(self) -> Pixels:
-        """Colours (256, 3) of the train ids; what is no class is black."""
-        palette = np.zeros((256, 3), dtype=np.uint8)
-        for entry in self.classes:
-            palette[entry.train_id] = entry.color
-        return palette
 
 
 class ExportedNetwork:
@@ -94,14 +42,14 @@ class ExportedNetwork:
     Args:
         facts: what they are.
         networks: encoder, step and decoder.
-        noise: D,4,h,w, the draws for images that come without noise of their own (method section 1.1).
+        noise: D,4,h,w, the draws for images that come without noise (method section 1.1).
     """
 
     arrays = NumpyArrays()
     multiple = 0
     gives_probabilities = False
 
-    def __init__(self, facts: ExportFacts, *, networks: Mapping[str, RunPart], noise: Floats) -> None:
+    def __init__(self, facts: NetworkFacts, *, networks: Mapping[str, RunPart], noise: Floats) -> None:
         self.facts = facts
         self.networks = networks
         self.noise = noise
@@ -136,9 +84,7 @@ class ExportedNetwork:
         batches = (images[start : start + largest] for start in range(0, len(images), largest))
         try:
             output = np.concatenate([self.logits(to_model_range(batch)) for batch in batches])
-        except (
-            Exception
-        ) as error:  # each runtime has exceptions of its own, most often where memory does not suffice
+        except Exception as error:  # every runtime has different exceptions, most often for too little memory
             words = " ".join(str(error).split())
             raise DiffError(f"the networks failed: {words[:160]}", where=identities[0]) from error
         self.evaluations += len(images) * self.facts.schedule.evaluated_steps
@@ -171,7 +117,7 @@ class ExportedNetwork:
 
 
 def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
-    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that a file lies in.
+    """The networks of a folder that `diff export --format onnx|pt2` wrote, or of the folder that holds a file.
 
     PyTorch is imported for pt2 only.
 
@@ -185,6 +131,7 @@ def open_exported(path: Path, *, device: str | None = None) -> ExportedNetwork:
     """
     folder = path if path.is_dir() else path.parent
     facts = read_facts(path)
+    check_files(folder, facts.checksums)
     noise = _read_noise(folder / NOISE)
     match facts.kind:
         case "onnx":
@@ -206,6 +153,7 @@ class ExportSource:
     def __init__(self, path: Path) -> None:
         facts = read_facts(path)
         self.path, self.palette = path, facts.palette
+        self.description = f"{path} ({facts.kind})"
         self.classes = tuple(entry.name for entry in facts.classes)
         self.settings = EvalConfig(size=facts.size)
         """One plain pass of each image at the exported size."""
@@ -225,7 +173,7 @@ def is_export(path: Path) -> bool:
         return False
 
 
-def read_facts(path: Path) -> ExportFacts:
+def read_facts(path: Path) -> NetworkFacts:
     """What `export.json` says, of a folder or beside a file of it.
 
     Raises:
@@ -244,12 +192,23 @@ def read_facts(path: Path) -> ExportFacts:
         text = file.read_text(encoding="utf-8")
         if '"networks"' not in text and '"base_model"' in text:
             raise CheckpointError("an export for diffcli itself", where=str(path), hint=f"--run {path}")
-        return ExportFacts.model_validate_json(text)
+        version = json.loads(text).get("schema_version", SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise CheckpointError(
+                f"schema version {version}, and this diffcli reads {SCHEMA_VERSION}",
+                where=str(file),
+                hint="it is of another release: upgrade diffcli, or export the run again",
+            )
+        return NetworkFacts.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(map(str, first["loc"])) or "JSON"
         raise CheckpointError(
             f"it is damaged: {what}: {first['msg']}", where=str(file), hint="export the run again"
+        ) from error
+    except (AttributeError, JSONDecodeError) as error:
+        raise CheckpointError(
+            f"it is damaged: {error}", where=str(file), hint="export the run again"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"cannot be read: {error}", where=str(file)) from error
@@ -295,7 +254,7 @@ def _onnx_networks(folder: Path, files: Mapping[str, str], *, device: str | None
     def load(file: Path) -> RunPart:
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error:  # onnxruntime has an exception of its own for every way to be damaged
+        except Exception as error:  # onnxruntime has a different exception for every kind of damage
             raise _damaged(file, error) from error
         names = [entry.name for entry in session.get_inputs()]
         return lambda *arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
@@ -319,10 +278,3 @@ def to_model_range(images: Sequence[Pixels]) -> Floats:
     """
     pixels = np.stack(images).transpose(0, 3, 1, 2).astype(np.float32)
     return np.ascontiguousarray((pixels - PIXEL_MEAN) / PIXEL_SCALE)
-
-
-def describe(kind: Kind, **facts: Any) -> dict[str, Any]:
-    """The facts that are told, checked to be what the runner reads."""
-    told = {"kind": kind, **facts}
-    ExportFacts.model_validate(told)
-    return told

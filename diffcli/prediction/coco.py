@@ -1,21 +1,27 @@
-"""COCO's run-length encoding of masks, compressed, as its tools read it; and a mask of classes as COCO annotations.
+"""Masks of classes as COCO annotations with compressed run lengths (RLE), by COCO's own tools."""
 
-A mask's pixels are taken column by column; `counts` are the lengths of its runs of 0, 1, 0 ... beginning with 0. From
-the fourth on, a count is stored as its difference from the last but one; each number is written in groups of five
-bits, lowest first: bit 5 says that more follow, and 48 makes a letter of it.
-"""
-
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffcli.drawing.pictures import Pixels
+from diffcli.errors import DiffError
+from diffcli.files import write_text
+from diffcli.prediction.manifest import Entry
 
-GROUP_BITS, MORE, FIRST_LETTER = 5, 32, 48
-MAX_GROUPS = 13
-"""Groups of five bits in 64."""
+COCO = "predictions_coco.json"
+
+
+def require_pycocotools() -> None:
+    """Raises DiffError where COCO's tools are not installed; says how to install them."""
+    if find_spec("pycocotools") is None:
+        raise DiffError(
+            "--write rle needs pycocotools, not installed here", hint="pip install 'diffcli[coco]'"
+        )
 
 
 def annotations(mask: Pixels, *, classes: Sequence[str], image_id: str) -> list[dict[str, Any]]:
@@ -23,52 +29,41 @@ def annotations(mask: Pixels, *, classes: Sequence[str], image_id: str) -> list[
 
     Each holds segmentation {size: [H, W], counts: text}, area and bbox [x, y, width, height].
     """
-    runs = _runs(mask)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": train_id,
-            "category": classes[train_id],
-            "area": int(counts[1::2].sum()),
-            "bbox": _box(mask == train_id),
-            "segmentation": {"size": list(mask.shape), "counts": compress(counts)},
-        }
-        for train_id, counts in runs.items()
-    ]
+    from pycocotools import mask as coco
+
+    found = []
+    for train_id in np.unique(mask).tolist():
+        encoded = coco.encode(np.asfortranarray(mask == train_id, dtype=np.uint8))
+        found.append(
+            {
+                "image_id": image_id,
+                "category_id": train_id,
+                "category": classes[train_id],
+                "area": int(coco.area(encoded)),
+                "bbox": [int(side) for side in coco.toBbox(encoded)],
+                "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")},
+            }
+        )
+    return found
 
 
-def compress(counts: NDArray[np.int64]) -> str:
-    """COCO's compressed text of run lengths."""
-    values = counts.copy()
-    values[3:] -= counts[1:-2]
-    letters = np.zeros((len(values), MAX_GROUPS), dtype=np.uint8)
-    open_rows = np.ones(len(values), dtype=bool)
-    for group in range(MAX_GROUPS):
-        bits = values & 31
-        values >>= GROUP_BITS
-        more = open_rows & np.where(bits & 16, values != -1, values != 0)
-        letters[open_rows, group] = (bits + MORE * more + FIRST_LETTER)[open_rows]
-        open_rows = more
-        if not more.any():
-            break
-    return letters[letters > 0].tobytes().decode("ascii")
+def write_coco(folder: Path, entries: Iterable[Entry], *, classes: Sequence[str]) -> Path:
+    """Write one COCO file of all images of a folder, from the `rle` files beside their masks.
 
-
-def _runs(mask: Pixels) -> dict[int, NDArray[np.int64]]:
-    """Train id -> run lengths, 0s first, of every class that occurs."""
-    columns = mask.ravel(order="F")
-    starts = np.concatenate([[0], np.flatnonzero(columns[1:] != columns[:-1]) + 1])
-    stops, ids = np.append(starts[1:], columns.size), columns[starts]
-    runs = {}
-    for train_id in np.unique(ids).tolist():
-        own = ids == train_id
-        edges = np.stack([starts[own], stops[own]], axis=1).ravel()
-        ends = edges if edges[-1] == columns.size else np.append(edges, columns.size)
-        runs[train_id] = ends - np.concatenate([[0], ends[:-1]])
-    return runs
-
-
-def _box(inside: NDArray[np.bool_]) -> list[int]:
-    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+    Images are numbered from 1, as COCO's tools expect.
+    """
+    images: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for entry in entries:
+        if "rle" not in entry.outputs:
+            continue
+        number = len(images) + 1
+        of_image = json.loads((folder / entry.outputs["rle"]).read_text(encoding="utf-8"))
+        width, height = entry.size or (0, 0)
+        images.append({"id": number, "file_name": entry.input, "width": width, "height": height})
+        for annotation in of_image:
+            found.append({**annotation, "id": len(found) + 1, "image_id": number, "iscrowd": 0})
+    categories = [{"id": train_id, "name": name} for train_id, name in enumerate(classes)]
+    file = folder / COCO
+    write_text(file, json.dumps({"images": images, "annotations": found, "categories": categories}))
+    return file

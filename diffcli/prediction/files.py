@@ -8,6 +8,8 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from diffcli.drawing.pictures import Pixels, blend
 from diffcli.errors import DataError, DiffError
 from diffcli.prediction.inputs import READ_AHEAD_BYTES, Failure, Job, Read, Reader
@@ -168,11 +170,15 @@ class _Work:
                 if self.outputs.writes_frames:
                     self._hand_over(read, planes, seconds)
                 if sink is not None and read.full is not None:
-                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs.palette)
+                    show = partial(_add_frame, sink, read.full, planes.mask, self.outputs)
                     lane.submit(show, nbytes=read.full.nbytes)
             lane.finish()
             if sink is not None and not sink.frames:
                 raise DataError("not one frame could be segmented", where=str(job.image))
+            if sink is not None and sink.encoder == "mpeg4":
+                console.warn(
+                    f"{target} is MPEG-4, not H.264: no encoder for that is here; browsers may not show it"
+                )
 
     def _missing(self, reads: Iterator[Read | Failure]) -> Iterator[Read | Failure]:
         """The frames whose outputs are not all there."""
@@ -236,7 +242,7 @@ class _Work:
             with suppress(DiffError):  # on a full disk
                 line(status="failed", error=error.message)
             raise
-        line(status="done", outputs=files, seconds=seconds)
+        line(status="done", outputs=files, seconds=seconds, confidence=round(planes.mean_confidence, 4))
 
     def _fail(self, failures: Iterable[Failure]) -> None:
         """Say at once which images are skipped, and keep them."""
@@ -247,8 +253,9 @@ class _Work:
             self.manifest.add(job.image, frame=job.frame, status="failed", error=error.message)
 
 
-def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, palette: Pixels) -> None:
-    sink.add(blend(image, mask, palette))
+def _add_frame(sink: VideoFile, image: Pixels, mask: Pixels, outputs: Outputs) -> None:
+    frame = outputs.shown(blend(image, mask, outputs.palette), mask, is_frame=True)
+    sink.add(np.asarray(frame, dtype=np.uint8))
 
 
 def first_line(failure: Failure) -> str:

@@ -31,7 +31,7 @@ FRAMES_AHEAD = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One image, one video, or one frame of a video, and where its mask goes; other outputs lie beside the mask."""
+    """One image, one video, or one frame of a video, and where its mask goes; other outputs go beside the mask."""
 
     image: Path
     mask: Path
@@ -67,8 +67,8 @@ def plan(inputs: Sequence[str], *, output: Path, references: Path | None = None)
     """Every image and video once, in order, with its mask below `output` at its place below the inputs' common folder.
 
     An input is a file, a folder (images below it), a glob, @FILE or - (paths, one a line, in a file or on stdin). Two
-    images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). What lies below `output` is no input,
-    unless it is named itself. A path of a list that does not exist stays a job, and fails when it is read.
+    images of one stem in one folder keep their suffixes (a.jpg.png, a.png.png). Files below `output` are no input,
+    unless they are named themselves. A path of a list that does not exist stays a job, and fails when it is read.
 
     Raises:
         DataError: an input or a list is missing, nothing is found, or a mask would replace an image.
@@ -234,7 +234,7 @@ class Read:
 
     @property
     def identity(self) -> str:
-        """What seeds its noise: the file's stem, wherever it lies; the frames of a video share theirs."""
+        """What seeds its noise: the file's stem, in whatever folder; the frames of a video share theirs."""
         return self.job.image.stem
 
     @property

@@ -37,11 +37,13 @@ class Entry(BaseModel):
     """Of the network, for this image."""
     frames: int | None = None
     """Of a video: how many were segmented."""
+    confidence: float | None = None
+    """Mean probability of the predicted class, 0..1."""
     error: str | None = None
 
     def line(self) -> str:
         """One line of JSON; what is not known and may be left out is."""
-        unknown = {name for name in ("frame", "frames", "error") if getattr(self, name) is None}
+        unknown = {name for name in ("frame", "frames", "confidence", "error") if getattr(self, name) is None}
         return self.model_dump_json(exclude=unknown) + "\n"
 
 
@@ -102,6 +104,7 @@ class Manifest:
         size: tuple[int, int] | None = None,
         seconds: float | None = None,
         frames: int | None = None,
+        confidence: float | None = None,
         error: str | None = None,
     ) -> None:
         """Append a line.
@@ -120,6 +123,7 @@ class Manifest:
             size=None if size is None else (size[1], size[0]),
             seconds=None if seconds is None else round(seconds, 4),
             frames=frames,
+            confidence=confidence,
             error=error,
         )
         with _full_disk_said(self.path), self._locked(), open(self.path, "ab", buffering=0) as file:

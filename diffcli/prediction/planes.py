@@ -1,7 +1,8 @@
 """What is known of one image after it was segmented, and how class maps become it."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import cv2
@@ -28,6 +29,8 @@ class Planes:
     """Probability of one chosen class, 0..1."""
     uncertainty: Plane | None = None
     """Disagreement of several draws of noise, 0..1."""
+    mean_confidence: float = math.nan
+    """Probability of the most likely class, 0..1, averaged over the pixels of the class maps."""
 
     @property
     def nbytes(self) -> int:
@@ -39,11 +42,16 @@ class Planes:
         """These planes at another size (H,W): the mask by nearest neighbour, the others bilinearly."""
         if self.mask.shape == size:
             return self
-        others = (self.confidence, self.score, self.uncertainty)
-        target = Size(size[1], size[0])
-        return Planes(
-            resize_label(self.mask, target),
-            *(None if plane is None else NumpyArrays.resize(plane, size) for plane in others),
+
+        def resize(plane: Plane | None) -> Plane | None:
+            return None if plane is None else NumpyArrays.resize(plane, size)
+
+        return replace(
+            self,
+            mask=resize_label(self.mask, Size(size[1], size[0])),
+            confidence=resize(self.confidence),
+            score=resize(self.score),
+            uncertainty=resize(self.uncertainty),
         )
 
 
@@ -55,6 +63,9 @@ class Arrays(Protocol):
 
     def softmax(self, maps: Any) -> Any:
         """classes,h,w logits to probabilities."""
+
+    def largest(self, maps: Any) -> Any:
+        """classes,h,w to h,w: the largest of each pixel."""
 
     def where(self, chosen: Any, yes: Any, no: Any) -> Any:
         """`yes` where `chosen`, else `no`."""
@@ -79,6 +90,10 @@ class NumpyArrays:
     def softmax(maps: Plane) -> Plane:
         powers = np.exp(maps - maps.max(axis=0))
         return np.asarray(powers / powers.sum(axis=0), dtype=np.float32)
+
+    @staticmethod
+    def largest(maps: Plane) -> Plane:
+        return np.asarray(maps.max(axis=0), dtype=np.float32)
 
     @staticmethod
     def where(chosen: Any, yes: Any, no: Any) -> Any:
@@ -122,8 +137,9 @@ def planes_of(
         ids, best = arrays.where(larger, train_id, ids), arrays.where(larger, plane, best)
     mask = arrays.numpy(ids).astype(np.uint8, copy=False)
     certainty = score = None
+    probabilities = output if is_probability else arrays.softmax(output)
+    mean_confidence = float(arrays.largest(probabilities).mean())
     if confidence or score_of is not None:
-        probabilities = output if is_probability else arrays.softmax(output)
         if score_of is not None:
             score = arrays.numpy(arrays.resize(probabilities[score_of], size))
         if confidence:
@@ -133,7 +149,7 @@ def planes_of(
                 certainty = arrays.where(ids == train_id, plane, certainty)
             certainty = arrays.numpy(certainty)
     doubt = None if uncertainty is None else arrays.numpy(arrays.resize(uncertainty, size))
-    return Planes(mask, confidence=certainty, score=score, uncertainty=doubt)
+    return Planes(mask, confidence=certainty, score=score, uncertainty=doubt, mean_confidence=mean_confidence)
 
 
 def stack_bands(bands: Sequence[Planes]) -> Planes:
@@ -148,4 +164,7 @@ def stack_bands(bands: Sequence[Planes]) -> Planes:
         confidence=stack([band.confidence for band in bands]),
         score=stack([band.score for band in bands]),
         uncertainty=stack([band.uncertainty for band in bands]),
+        mean_confidence=float(
+            np.average([band.mean_confidence for band in bands], weights=[len(band.mask) for band in bands])
+        ),
     )

@@ -95,6 +95,10 @@ class Source(Protocol):
         """As the user named it."""
 
     @property
+    def description(self) -> str:
+        """What made the masks, in words."""
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names by train id."""
 

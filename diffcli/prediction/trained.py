@@ -45,6 +45,10 @@ class TorchArrays:
         return maps.softmax(0)
 
     @staticmethod
+    def largest(maps: Tensor) -> Tensor:
+        return maps.amax(0)
+
+    @staticmethod
     def where(chosen: Tensor, yes: Any, no: Any) -> Tensor:
         return torch.where(chosen, yes, no)
 
@@ -185,6 +189,11 @@ class RunSource:
     def path(self) -> Path:
         """As the user named it."""
         return self.run.path
+
+    @property
+    def description(self) -> str:
+        """The run, its checkpoint and iteration."""
+        return self.run.description
 
     @property
     def classes(self) -> tuple[str, ...]:

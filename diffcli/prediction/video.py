@@ -3,7 +3,9 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -94,6 +96,10 @@ def count_frames(path: Path) -> int:
     return count
 
 
+ENCODERS = ("libx264", "h264_videotoolbox", "libopenh264", "mpeg4")
+"""Encoders in the order in which they are tried: H.264, which every player and browser shows, then MPEG-4."""
+
+
 class VideoFile:
     """A video that is being written; frames (H,W,3) RGB of one size."""
 
@@ -101,7 +107,10 @@ class VideoFile:
         self.path, self.rate = path, rate
         self.frames = 0
         """Frames so far."""
-        self._writer: cv2.VideoWriter | None = None
+        self.encoder = ""
+        """Which one it is encoded by, once it has a frame."""
+        self._container: Any = None
+        self._stream: Any = None
 
     def add(self, frame: Pixels) -> None:
         """Append a frame; sides are cut to even numbers, as the codec wants them.
@@ -109,23 +118,43 @@ class VideoFile:
         Raises:
             DiffError: there is no encoder for it.
         """
+        import av
+
         height, width = (max(2, side // 2 * 2) for side in frame.shape[:2])
-        if self._writer is None:
-            codec = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, codec, self.rate, (width, height))
-            if not self._writer.isOpened():
-                raise DiffError(
-                    f"this OpenCV cannot encode a video of {width}x{height}",
-                    where=str(self.path),
-                    hint="--write overlay writes its frames as pictures",
-                )
+        if self._stream is None:
+            self._open(width, height)
         self.frames += 1
-        self._writer.write(cv2.cvtColor(frame[:height, :width], cv2.COLOR_RGB2BGR))
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def _open(self, width: int, height: int) -> None:
+        """Begin the file with the first encoder that takes this size."""
+        import av
+
+        self._container = av.open(str(self.path), "w", format="mp4")
+        for name in ENCODERS:
+            try:
+                if "w" not in av.codec.Codec(name, "w").mode:
+                    continue
+                stream = self._container.add_stream(name, rate=Fraction(self.rate).limit_denominator(1001))
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.codec_context.open()
+            except (av.FFmpegError, ValueError):
+                continue
+            self.encoder, self._stream = name, stream
+            return
+        raise DiffError(
+            f"no video encoder here takes {width}x{height}",
+            where=str(self.path),
+            hint="--write overlay writes the frames as pictures",
+        )
 
     def close(self) -> None:
         """Finish the file."""
-        if self._writer is not None:
-            self._writer.release()
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        if self._container is not None:
+            self._container.close()
 
 
 @contextmanager

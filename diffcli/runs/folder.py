@@ -3,11 +3,13 @@
 import difflib
 import platform
 import re
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from diffcli.config.file import dump_config, load_config
-from diffcli.config.settings import RunConfig, RuntimeConfig
+from diffcli.config.file import load_config
+from diffcli.config.settings import RunConfig
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.runs.hub import PREFIX, run_path
 
@@ -26,8 +28,10 @@ LAST = "checkpoints/last.safetensors"
 """The trained weights as they stand."""
 BEST = "checkpoints/best.safetensors"
 """The trained weights of the best validation."""
-RESUME = "checkpoints/resume.pt"
+RESUME = "checkpoints/resume.safetensors"
 """Optimizer and position, while the run is unfinished."""
+LOCK = ".lock"
+"""Held by the process that trains the run."""
 REPORT = "report.json"
 """The scores; a run that holds it is finished."""
 PICTURE = "picture.png"
@@ -74,7 +78,11 @@ def create_run(name: str, *, runs: Path = RUNS) -> Path:
             if runs.exists() and not runs.is_dir():
                 raise DiffError("this is a file, so it cannot hold runs", where=str(runs)) from None
         except OSError as error:
-            raise DiffError(f"the run folder cannot be made: {error.strerror}", where=str(folder)) from error
+            raise DiffError(
+                f"the run folder cannot be made: {error.strerror}",
+                where=str(folder),
+                hint="choose a folder that you may write to and a short name (--name NAME)",
+            ) from error
 
 
 def find_run(name: str | None = None, *, runs: Path = RUNS) -> Path:
@@ -98,6 +106,21 @@ def find_run(name: str | None = None, *, runs: Path = RUNS) -> Path:
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}?" if close else _how_to_get_one(names)
     raise CheckpointError(f"there is no run {name}", where=str(runs), hint=hint)
+
+
+def choose_checkpoint(run: Path, name: str) -> Path:
+    """The run itself for "last", the file of its best checkpoint for "best".
+
+    Raises:
+        CheckpointError: it has no best checkpoint.
+    """
+    if name == "last":
+        return run
+    if not (run / BEST).is_file():
+        raise CheckpointError(
+            "there is no best checkpoint here", where=str(run), hint="--checkpoint last takes the last one"
+        )
+    return run / BEST
 
 
 def _checked(folder: Path) -> Path:
@@ -141,7 +164,7 @@ def find_unfinished(name: str, *, runs: Path = RUNS, config: RunConfig) -> Path:
     """The newest run of that name that `--resume` can continue.
 
     Args:
-        config: the resolved settings, which must be those that the run was started with; `runtime` may differ.
+        config: the resolved settings; those outside `CHANGEABLE` and `runtime` must be what the run was started with.
 
     Raises:
         CheckpointError: there is none, or it was started with other settings.
@@ -154,18 +177,45 @@ def find_unfinished(name: str, *, runs: Path = RUNS, config: RunConfig) -> Path:
             f"no unfinished run named {name} to resume", where=str(runs), hint="start it without --resume"
         )
     folder = max(candidates, key=lambda path: path.stat().st_mtime).parent.parent
-    before, now = (
-        dump_config(settings.model_copy(update={"runtime": RuntimeConfig()})).splitlines()
-        for settings in (load_config(folder / CONFIG), config)
-    )
-    if before != now:
-        changed = [line.strip() for line in now if line not in before]
+    before = load_config(folder / CONFIG)
+    fixed = [key for key in changed_settings(before, config) if key not in CHANGEABLE]
+    if fixed:
+        old, new = flat_settings(before), flat_settings(config)
+        shown = "; ".join(f"{key} was {old.get(key)}, and is {new.get(key)} now" for key in fixed[:3])
         raise CheckpointError(
-            f"the settings changed since ({'; '.join(changed[:3])})",
+            f"the settings changed since the run started: {shown}",
             where=str(folder / CONFIG),
-            hint="resume with the same settings, or start a new run without --resume",
+            hint="start a new run without --resume; a resumed one may only change "
+            f"{', '.join(CHANGEABLE)} and runtime",
         )
     return folder
+
+
+CHANGEABLE = (
+    *("train.iterations", "train.learning_rate", "train.head_multiplier", "train.weight_decay"),
+    *("train.clip_norm", "train.patience", "train.log_interval", "train.validate_interval"),
+    *("train.checkpoint_interval", "train.trackers", "data.on_error"),
+)
+"""Settings that a resumed run may change: from there on they mean what they mean in a new run."""
+
+
+def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
+    """Dotted keys whose values differ; `runtime` is the machine's, and never counts."""
+    old, new = flat_settings(before), flat_settings(now)
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def flat_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted key -> value as in YAML, of every setting outside `runtime`."""
+
+    def flat(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(flat(config.model_dump(mode="json", exclude={"runtime", "name"}), ""))
 
 
 def versions() -> dict[str, str]:

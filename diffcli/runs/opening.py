@@ -27,7 +27,7 @@ class OpenRun:
     """A trained run, read but not yet built."""
 
     path: Path
-    """As the user named it."""
+    """As the user named it; of a checkpoint in a run folder, that folder."""
     weights: Path
     """The checkpoint file."""
     checkpoint: Checkpoint
@@ -43,7 +43,17 @@ class OpenRun:
     def name(self) -> str:
         """What tables call it."""
         path = self.path.resolve()
-        return path.stem if path.is_file() else short_name(path) or path.name
+        name = path.stem if path.is_file() else short_name(path) or path.name
+        is_last = self.folder is None or self.weights == self.path / LAST
+        return name if is_last else f"{name} ({self.weights.stem})"
+
+    @property
+    def description(self) -> str:
+        """The run, its checkpoint and iteration, as in "runs/city (last, iteration 400)"."""
+        iteration = self.checkpoint.info.get("iteration")
+        facts = [] if self.folder is None else [self.weights.stem]
+        facts += [] if iteration is None else [f"iteration {iteration}"]
+        return f"{self.path} ({', '.join(facts)})" if facts else str(self.path)
 
     def load_model(
         self, *, device: str | None = None, precision: str | None = None, images: int = 0
@@ -137,6 +147,8 @@ def open_run(path: Path, *, overrides: Sequence[str] = ()) -> OpenRun:
     path = Path(path)
     weights = locate_checkpoint(path)
     checkpoint = read_checkpoint(weights)
+    if path.is_file() and path.parent.name == Path(LAST).parent.name and (path.parents[1] / CONFIG).is_file():
+        path = path.parents[1]  # a checkpoint of a run has the run's settings
     _check_exported(path)
     settings = next((path / name for name in (CONFIG, EXPORT_CONFIG) if (path / name).is_file()), None)
     config = load_config(settings) if settings is not None else RunConfig()
@@ -176,8 +188,8 @@ def _check_exported(path: Path) -> None:
     if not facts.is_file():
         return
     try:
-        checksums = dict(json.loads(facts.read_text(encoding="utf-8"))["checksums"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        checksums = dict(json.loads(facts.read_text(encoding="utf-8")).get("checksums", {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError("damaged", where=str(facts), hint="export the run again") from error
     check_files(path, checksums)
 

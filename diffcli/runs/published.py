@@ -8,15 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diffcli.backbone.pickles import check_dense, read_pickle, state_dict
+from diffcli.backbone.weight_files import read_header
 from diffcli.config.settings import DecoderConfig
-from diffcli.errors import CheckpointError
+from diffcli.errors import BackboneError, CheckpointError
 
 FusionKind = Literal["direct", "vanilla", "mixing"]
 
@@ -62,42 +62,22 @@ def read_published(path: Path) -> dict[str, Any]:
     """The tensors (or the training checkpoint around them) of a .safetensors, .pth, .pt or .ckpt file.
 
     Raises:
-        CheckpointError: missing, damaged, or holding pickled objects besides tensors, which are not executed.
+        CheckpointError: missing, damaged, or holding code besides tensors, which is not executed.
     """
     if not path.is_file():
         raise CheckpointError(
             "no such file", where=str(path), hint="give the checkpoint that the published code saved"
         )
+    if path.suffix == ".safetensors":
+        read_header(path, error=CheckpointError)
+        return dict(load_file(path))
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise _unreadable(path, error) from error
-    if not isinstance(loaded, dict):
-        raise CheckpointError(
-            "no named tensors in it", where=str(path), hint="give a whole training checkpoint"
-        )
-    return loaded
+        return state_dict(read_pickle(path), where=str(path), error=CheckpointError)
+    except BackboneError as error:
+        raise CheckpointError(error.message, where=error.where, hint=error.hint) from error
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Pickled objects that were refused, or a damaged file."""
-    if isinstance(error, UnpicklingError) and "global" in str(error).lower():
-        return CheckpointError(
-            "it holds pickled objects besides tensors, which are not executed",
-            where=str(path),
-            hint='if you trust the file, keep its tensors alone: python -c "import torch; torch.save(torch.load('
-            f"'{path}', map_location='cpu', weights_only=False)['state_dict'], 'tensors.pth')\" and import tensors.pth",
-        )
-    return CheckpointError(
-        f"no readable checkpoint: damaged, or of another kind ({type(error).__name__})",
-        where=str(path),
-        hint="copy or download the file again; checkpoints end in .pth, .ckpt or .safetensors",
-    )
-
-
-def convert_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def convert_state(state: Mapping[str, Any], *, where: str = "the checkpoint") -> dict[str, Tensor]:
     """Tensors of the published code as (part of) the state of our decoder, in float32.
 
     With or without the prefixes `module.`, `backbone.diff_model.` and `aggregation_network.`, bare or as the
@@ -106,8 +86,7 @@ def convert_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a tensor that the published code does not have, or none of its own.
     """
-    while isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    state = state_dict(state, where=where, error=CheckpointError)
     tensors = {name: value for name, value in state.items() if not _FROZEN.search(name)}
     originals = {_strip(name): name for name in tensors}
     kind = _fusion_kind(originals)
@@ -117,7 +96,8 @@ def convert_state(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if ours is None or not isinstance(tensor, Tensor):
             unknown.append(original)
         elif ours:
-            converted[ours] = tensor.float() if tensor.is_floating_point() else tensor
+            dense = check_dense(original, tensor, where=where, error=CheckpointError)
+            converted[ours] = dense.float() if dense.is_floating_point() else dense
     if unknown:
         shown = ", ".join(sorted(unknown)[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         hint = "bring a checkpoint trained with the published DIFF code and its DAFormer head"
@@ -215,8 +195,13 @@ def infer_decoder(state: Mapping[str, Tensor]) -> PublishedDecoder:
         inputs = tuple(_inputs(state, f"fusion.strides.{i}.", kind) for i in range(3))
     except KeyError as error:
         raise CheckpointError(
-            f"incomplete: it lacks what we call {error.args[0]}",
-            hint="bring the whole checkpoint, with its decode head",
+            f"incomplete: it lacks the parameter {error.args[0]} (our name)",
+            hint="give the whole checkpoint, with its decode head",
+        ) from error
+    except (IndexError, ValueError) as error:
+        raise CheckpointError(
+            "a parameter of the published code has another number of dimensions in it",
+            hint="give a checkpoint trained with the published DIFF code and its DAFormer head",
         ) from error
     return PublishedDecoder(kind, (finest, fine, middle, coarse), head_channels, classes, inputs)
 

@@ -44,6 +44,12 @@ def say(text: str) -> None:
     _print_words(text)
 
 
+def say_in_terminal(text: str) -> None:
+    """Print a line that stays above the progress bar; in a pipe, the bar's own lines say as much."""
+    if _words().is_terminal:
+        _print_words(text)
+
+
 def warn(text: str) -> None:
     """Print a warning on stderr; what matters first, the remedy after it."""
     _print_words(text, label="warning: ", style="bold yellow")
@@ -141,6 +147,9 @@ class Bar(Protocol):
     def describe(self, description: str) -> None:
         """Change the name of the stage."""
 
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        """Other work took `seconds`, which do not count in the rate; it will take `later` seconds until the end."""
+
 
 @contextmanager
 def progress(
@@ -194,6 +203,11 @@ class _State:
         self.unit, self.per_step = unit, per_step
         self.fields: dict[str, object] = {}
         self._marks = [(time.monotonic(), completed)]
+        self._later = 0.0
+
+    def interrupted(self, seconds: float, later: float) -> None:
+        self._marks = [(mark + seconds, completed) for mark, completed in self._marks]
+        self._later = later
 
     def update(self, advance: int, fields: dict[str, object]) -> None:
         self.completed += advance
@@ -211,7 +225,7 @@ class _State:
             rate = (self.completed - before) / seconds
             parts.append(f"{_short(rate * self.per_step)} {self.unit}/s")
             if self.completed < self.total:
-                parts.append(f"ETA {clock((self.total - self.completed) / rate)}")
+                parts.append(f"ETA {clock((self.total - self.completed) / rate + self._later)}")
         return " | ".join(parts)
 
     def line(self) -> str:
@@ -235,6 +249,9 @@ class _PlainBar:
     def describe(self, description: str) -> None:
         self.state.description = printable(description)
 
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        self.state.interrupted(seconds, later)
+
     def finish(self) -> None:
         if self.state.completed != self._shown:
             self._show()
@@ -257,6 +274,9 @@ class _RichBar:
     def describe(self, description: str) -> None:
         self.state.description = printable(description)
         self.live.update(self.task, description=self.state.description)
+
+    def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
+        self.state.interrupted(seconds, later)
 
 
 def _add_bar(live: Progress, state: _State) -> Iterator[Bar]:

@@ -1,63 +1,115 @@
 """From the current iteration to the last: steps, metrics, validations, checkpoints, and stopping well."""
 
 import time
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
+from typing import Any
 
 from diffcli.errors import DiffError, TrainingError
 from diffcli.runtime import console, distributed
-from diffcli.runtime.signals import Stop
+from diffcli.runtime.signals import Stop, Stopped, interruptible
+from diffcli.training.resume import save, saved
+from diffcli.training.run_folder import require_folder
 from diffcli.training.samples import batches
 from diffcli.training.step import training_step
 from diffcli.training.trainer import Trainer
-from diffcli.training.validation import validate
+from diffcli.training.validation import Validation, is_stale, validate
 
 
-def fit(trainer: Trainer, stop: Stop) -> None:
+def fit(trainer: Trainer, stop: Stop) -> Validation | None:
     """Train to the last iteration, with checkpoints and validations on the way.
 
+    Returns the validation after which it stopped early, where it did.
+
     Raises:
-        TrainingError: a loss or gradient is not finite.
-        DataError: a bad sample; everything up to it is saved.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; everything up to it is saved.
+        TrainingError: a loss or gradient is not finite; the last checkpoint stays as it is.
+        DiffError: a bad sample, a dead worker, a full disk; everything up to it is saved where that is possible.
+        Stopped: a signal; everything up to it is saved.
     """
     train = trainer.config.train
-    source = batches(trainer)
     per_iteration = train.batch_size * train.gradient_accumulation * trainer.accelerator.num_processes
-    with console.progress(
-        "train", train.iterations, completed=trainer.iteration, per_step=per_iteration
-    ) as bar:
-        mark = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
+    with (
+        console.progress(
+            "train", train.iterations, completed=trainer.iteration, per_step=per_iteration
+        ) as bar,
+        closing(batches(trainer)) as source,
+    ):
         while trainer.iteration < train.iterations:
+            if _validation_is_due(trainer) and trainer.validated < trainer.iteration:
+                # saved before, so that one process may stop in the middle; several have to stop together
+                started = time.monotonic()
+                with interruptible(stop) if distributed.world_size() == 1 else nullcontext():
+                    found = validate(trainer)
+                trainer.validated = trainer.iteration
+                seconds = time.monotonic() - started
+                bar.interrupted(seconds, later=seconds * _validations_left(trainer))
+                if is_stale(trainer):
+                    console.say(
+                        f"stopped early: no better score than at iteration {trainer.best['iteration']} in "
+                        f"{train.patience} validations"
+                    )
+                    return found
             try:
                 record = training_step(trainer, source)
+                trainer.iteration += 1
+                bar.update(loss=record["loss"])
+                last = trainer.iteration == train.iterations
+                if last or trainer.iteration % train.log_interval == 0:
+                    seconds, evaluations = trainer.since_logged()
+                    trainer.log({**record, "seconds": seconds, "unet_evaluations": evaluations})
+                    console.say_in_terminal(_losses_line(trainer, record))
+                    trainer.start_interval()
+                with distributed.raise_together():
+                    if distributed.is_main_process():
+                        require_folder(trainer.folder)
+            except TrainingError:
+                raise
             except DiffError as error:
-                raise _kept(trainer, error) from error
-            trainer.iteration += 1
-            bar.update(loss=record["loss"])
-            if trainer.iteration % train.log_interval == 0 or trainer.iteration == train.iterations:
-                now = (time.monotonic(), trainer.model.extractor.backbone.evaluations)
-                [evaluations] = distributed.all_reduce([now[1] - mark[1]])
-                trainer.log({**record, "seconds": now[0] - mark[0], "unet_evaluations": int(evaluations)})
-                mark = now
-            last = trainer.iteration == train.iterations
-            if train.validate_interval and trainer.iteration % train.validate_interval == 0 and not last:
-                validate(trainer)
-            [stopping] = distributed.all_reduce(
-                [stop.requested]
-            )  # a signal may reach one process before another
-            if last or stopping or trainer.iteration % train.checkpoint_interval == 0:
-                trainer.save()
-            if stopping:
-                console.say(
-                    f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
-                )
-                raise KeyboardInterrupt
+                if not _is_stopping(stop):  # a signal may have killed a worker before it reached this process
+                    raise saved(trainer, error) from error
+            due = trainer.iteration % train.checkpoint_interval == 0 or _validation_is_due(trainer)
+            if due or trainer.iteration == train.iterations or _is_stopping(stop):
+                save(trainer)
+                if _is_stopping(stop):  # a request that came while it was written counts too
+                    console.say(
+                        f"stopped at iteration {trainer.iteration}; continue with --resume ({trainer.folder})"
+                    )
+                    raise Stopped(stop.number)
+    return None
 
 
-def _kept(trainer: Trainer, error: DiffError) -> DiffError:
-    """Save the work done before an error in the data, and say so; a loss that is not finite saves nothing."""
-    if isinstance(error, TrainingError) or trainer.iteration == 0:
-        return error
-    trainer.save()
-    remedy = error.hint or "fix or remove the file"
-    error.hint = f"{remedy}; iterations up to {trainer.iteration} are saved: --resume continues"
-    return error
+def _validation_is_due(trainer: Trainer) -> bool:
+    """Whether the current iteration is one after which to validate; the last validation is not the loop's."""
+    interval, iteration = trainer.config.train.validate_interval, trainer.iteration
+    return (
+        bool(interval and iteration and iteration % interval == 0)
+        and iteration < trainer.config.train.iterations
+    )
+
+
+def _validations_left(trainer: Trainer) -> int:
+    """Validations from now to the end, the last one included."""
+    train = trainer.config.train
+    interval = train.validate_interval or train.iterations
+    return max(1, -(-(train.iterations - trainer.iteration) // interval))
+
+
+def _losses_line(trainer: Trainer, record: Mapping[str, Any]) -> str:
+    """Iteration, losses and learning rate, each with the same number of digits in every line."""
+    total = trainer.config.train.iterations
+    parts = [f"iteration {trainer.iteration:>{len(str(total))}}/{total}"]
+    parts += [f"{name} {record[key]:.4f}" for key, name in _SHOWN.items() if key in record]
+    return "  ".join([*parts, f"learning rate {record['learning_rate']:.2e}"])
+
+
+_SHOWN = {
+    "loss": "loss",
+    "loss_unconditional": "unconditional",
+    "loss_conditional": "conditional",
+    "consistency": "consistency",
+}
+
+
+def _is_stopping(stop: Stop) -> bool:
+    """Whether any process was asked to stop: a signal may reach one before another."""
+    return bool(distributed.all_reduce([stop.requested])[0])

@@ -1,6 +1,6 @@
 """What one training run reads: the source, the target domains, and the batches in the order of the draws."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from diffcli.config.settings import RunConfig
@@ -123,7 +123,7 @@ def training_set(config: RunConfig, source: Domain, statistics: ClassStatistics 
     return samples
 
 
-def batches(trainer: Trainer) -> Iterator[Batch]:
+def batches(trainer: Trainer) -> Generator[Batch, None, None]:
     """This process's micro-batches from the current iteration to the last; bad samples are reported on the way.
 
     A sample depends on the number of its draw alone, so that a resumed run sees what an uninterrupted one sees.

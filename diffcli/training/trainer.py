@@ -1,6 +1,6 @@
-"""The state of one training run: built once, saved to its folder, restored from it."""
+"""Everything that one training run holds, and how it is built."""
 
-import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,14 @@ from diffcli.core.model import SegmentationModel, build_model
 from diffcli.data.dataset import Domain, TrainingSet
 from diffcli.data.skipped import Skipped
 from diffcli.data.statistics import class_weights
-from diffcli.errors import CheckpointError
-from diffcli.files import write_atomically, write_text
-from diffcli.runs.checkpoint import save_checkpoint
-from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.runs.opening import prepare_unet
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_backbone_precision, resolve_precision
 from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import BETAS, parameter_groups
+from diffcli.training.run_folder import append_metrics
 from diffcli.training.selection import Selection
+from diffcli.training.trackers import flat_numbers
 
 
 @dataclass
@@ -51,52 +49,38 @@ class Trainer:
     class_weights: torch.Tensor | None = None
     """(classes,) float32 on the model's device: what a pixel of each class counts; None: all alike."""
 
-    def save(self) -> None:
-        """Write the last checkpoint and, in a file of its own, all that resuming needs; the processes wait for it."""
-        with distributed.raise_together():
-            if self.accelerator.is_main_process:
-                self._write()
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that changed at a resume: the iteration, and key -> [before, from there on]."""
+    validated: int = 0
+    """Iteration of the last validation."""
+    logged: tuple[float, int] = (0.0, 0)
+    """Clock in seconds and the backbone's count of U-Net evaluations at the last line of losses."""
 
-    def _write(self) -> None:
-        scaler = self.accelerator.scaler
-        state = {
-            "iteration": self.iteration,
-            "best": self.best,
-            "decoder": self.model.decoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
-        with write_atomically(self.folder / RESUME) as temporary:
-            torch.save(state, temporary)
-        save_checkpoint(self.folder / LAST, self.model, info={"iteration": self.iteration})
+    def since_logged(self) -> tuple[float, int]:
+        """Seconds since the last line of losses, and U-Net evaluations of all processes."""
+        seconds, evaluations = self._now()
+        [total] = distributed.all_reduce([evaluations - self.logged[1]])
+        return seconds - self.logged[0], int(total)
 
-    def restore(self) -> None:
-        """Continue from what `save` wrote, and drop metrics of iterations that will run again."""
-        path = self.folder / RESUME
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot be read ({error})", where=str(path), hint="start over without --resume"
-            ) from error
-        self.iteration, self.best = state["iteration"], state["best"]
-        self.model.decoder.load_state_dict(state["decoder"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        metrics = self.folder / METRICS
-        if self.accelerator.is_main_process and metrics.is_file():
-            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["iteration"] <= self.iteration]
-            write_text(metrics, "".join(f"{line}\n" for line in kept))
-        console.say(f"resuming {self.folder} at iteration {self.iteration} of {self.config.train.iterations}")
+    def start_interval(self, *, seconds: float = 0.0, evaluations: int = 0) -> None:
+        """Count from now on; what a resumed run has spent already is counted once, by the main process."""
+        now = self._now()
+        spent = evaluations if self.accelerator.is_main_process else 0
+        self.logged = (now[0] - seconds, now[1] - spent)
+
+    def _now(self) -> tuple[float, int]:
+        return time.monotonic(), self.model.extractor.backbone.evaluations
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl and report to the trackers."""
-        if self.accelerator.is_main_process:
-            with (self.folder / METRICS).open("a") as file:
-                file.write(json.dumps({"iteration": self.iteration, **record}) + "\n")
-        self.accelerator.log(record, step=self.iteration)
+        """Append a line to metrics.jsonl and report to the trackers.
+
+        Raises:
+            DiffError: the file cannot be written.
+        """
+        with distributed.raise_together():
+            if self.accelerator.is_main_process:
+                append_metrics(self.folder, {"iteration": self.iteration, **record})
+        self.accelerator.log(flat_numbers(record), step=self.iteration)
 
 
 def load_model(config: RunConfig, accelerator: Accelerator) -> SegmentationModel:
@@ -155,9 +139,11 @@ def build_trainer(
         assert samples.statistics is not None, "classes are counted where they are weighted"
         shares = samples.statistics.shares
         weights = torch.from_numpy(class_weights(shares, balance=balance)).to(model.device)
-    return Trainer(
+    trainer = Trainer(
         *(config, folder, accelerator, model, paired, prepared, samples, targets),
         selection=selection or Selection(domains=tuple(target.name for target in targets)),
         skipped=skipped or Skipped(samples.domain.name, len(samples)),
         class_weights=weights,
     )
+    trainer.start_interval()
+    return trainer

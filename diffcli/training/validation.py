@@ -18,8 +18,11 @@ from diffcli.training.history import write_history
 from diffcli.training.trackers import track_pictures
 from diffcli.training.trainer import Trainer
 
+Validation = tuple[list[DomainScores], list[str]]
+"""Scores of the domains that could be scored, and what was left out."""
 
-def validate(trainer: Trainer) -> tuple[list[DomainScores], list[str]]:
+
+def validate(trainer: Trainer) -> Validation:
     """Evaluate on every target domain, log the scores and keep the best checkpoint (`Selection`).
 
     A domain or sample that cannot be read costs no training: it is left out and reported in the second value.
@@ -77,9 +80,18 @@ def _log_scores(trainer: Trainer, scores: Sequence[DomainScores]) -> None:
     listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
     console.say(f"iteration {trainer.iteration}: mIoU {listed}")
     chosen = _mean(means, trainer.selection.domains)
-    if trainer.accelerator.is_main_process and chosen > trainer.best.get("mean_iou", -1.0):
+    if chosen > trainer.best.get("mean_iou", -1.0):
         trainer.best = {"iteration": trainer.iteration, "mean_iou": chosen}
-        save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
+        if trainer.accelerator.is_main_process:
+            save_checkpoint(trainer.folder / BEST, trainer.model, info=trainer.best)
+
+
+def is_stale(trainer: Trainer) -> bool:
+    """Whether `train.patience` is spent: so many validations have brought no better score."""
+    train = trainer.config.train
+    if train.patience is None or not train.validate_interval or not trainer.best:
+        return False
+    return trainer.validated - int(trainer.best["iteration"]) >= train.patience * train.validate_interval
 
 
 def _draw(trainer: Trainer, scores: Sequence[DomainScores]) -> None:

@@ -21,9 +21,10 @@ from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import TrainingSet, open_domain
 from diffcli.data.statistics import class_statistics, class_weights
 from diffcli.errors import TrainingError
-from diffcli.evaluation import report as score_report
-from diffcli.evaluation import scoring as evaluation
+from diffcli.evaluation.evaluator import evaluate_domain
+from diffcli.evaluation.report import build_report, write_picture
 from diffcli.files import write_atomically, write_text
+from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.folder import CONFIG, METRICS, PICTURE, REPORT, RESUME
 from diffcli.runtime import console
 from diffcli.runtime.device import resolve_data_workers, resolve_device
@@ -86,7 +87,9 @@ class ScratchModel(SegmentationModel):
 
     def __init__(self, config: ModelConfig, network: UNet, *, device: torch.device) -> None:
         self.config, self.network, self.precision = config, network, "float32"
-        self.extractor: Any = SimpleNamespace(backbone=SimpleNamespace(evaluations=0, device=device))
+        self.extractor: Any = SimpleNamespace(
+            backbone=SimpleNamespace(evaluations=0, device=device, multiple=2 ** (len(LEVELS) - 1))
+        )
 
     @torch.no_grad()
     def logits(self, images: Tensor, **_unused: object) -> Tensor:
@@ -227,24 +230,24 @@ class Training:
         """Evaluate the last weights and leave a run folder like any other."""
         self.network.eval()
         model = ScratchModel(self.config.model, self.network, device=self.device)
-        scores = []
+        segmenter, scores = trained_segmenter(model, self.config.eval), []
         for entry in self.config.data.eval:
             domain = open_domain(entry, purpose="eval", classes=self.config.model.classes)
             with console.progress(f"evaluate {domain.name}", len(domain), unit="images") as bar:
-                scores.append(
-                    evaluation.evaluate_domain(model, domain, self.config.eval, progress=bar.update)
-                )
-        told = score_report.report(scores, model=self.config.model, settings=self.config.eval)
-        told["training"] = {
+                scores.append(evaluate_domain(segmenter, domain, progress=bar.update))
+        training = {
             "iterations": self.iteration,
             "source": self.config.data.train.domain,
             "trained_parameters": trained_parameters(self.network),
         }
-        score_report.write_picture(self.folder / PICTURE, scores, model=self.config.model)
+        report = build_report(
+            scores, model=self.config.model, settings=self.config.eval, training=training
+        ).as_json()
+        write_picture(self.folder / PICTURE, scores, model=self.config.model)
         with write_atomically(self.folder / WEIGHTS) as temporary:
             save_file(self.network.state_dict(), temporary)
         write_text(self.folder / METRICS, "".join(f"{json.dumps(line)}\n" for line in self.metrics))
-        write_text(self.folder / REPORT, json.dumps(told, indent=2))
+        write_text(self.folder / REPORT, json.dumps(report, indent=2))
         (self.folder / RESUME).unlink(missing_ok=True)
 
 

@@ -4,8 +4,10 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,6 +183,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path, repository: Path) -> None:
     (tmp_path / "ddp.py").write_text(DDP)
     done = subprocess.run(
@@ -195,19 +198,12 @@ def test_two_processes(tmp_path: Path, repository: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_depth_example(tmp_path: Path, repository: Path) -> None:
+@pytest.mark.slow
+def test_the_depth_example(script: Callable[..., Any], tmp_path: Path, repository: Path) -> None:
     """It runs, in under 100 lines; what it prints are numbers, what it writes a picture of both domains."""
-    script = repository / "examples" / "depth_backbone.py"
-    assert len(script.read_text().splitlines()) < 100
-    done = subprocess.run(
-        [sys.executable, script, "--iterations", "6", "--scenes", "4", "--output", "depth.png"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    assert len((repository / "examples" / "depth_backbone.py").read_text().splitlines()) < 100
+    done = script("depth_backbone.py", "--iterations", 6, "--scenes", 4, "--output", "depth.png")
+    assert done.returncode == 0, done.stderr
     errors = [float(word.rstrip(",")) for word in done.stdout.split() if word.rstrip(",").startswith("0.")]
     assert len(errors) == 4
     picture = np.asarray(Image.open(tmp_path / "depth.png"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffcli.backbone.diffusion import DiffusionBackbone
-from diffcli.backbone.unet import COMPILED_SIZES, FrozenUNet, feature_layers
+from diffcli.backbone.unet import FrozenUNet, feature_layers
 from diffcli.core.features import FeatureTaps
 from diffcli.errors import BackboneError
 
@@ -210,6 +210,7 @@ def assert_compiled_is_the_library(
     assert list(maps) == layers[:1]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_nothing_compiles_again_for_steps_prompts_or_rows(small: UNet2DConditionModel) -> None:
     """Two programs, of one row and of several, serve every call; the compiler behind them does not matter here."""
@@ -224,12 +225,16 @@ def test_nothing_compiles_again_for_steps_prompts_or_rows(small: UNet2DCondition
         assert_compiled_is_the_library(network, 2, 30, ["", "a street"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
-def test_some_sizes_are_compiled_and_the_others_run_all_the_same(small: UNet2DConditionModel) -> None:
+def test_some_sizes_are_compiled_and_the_others_run_all_the_same(
+    small: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffcli.backbone.unet.COMPILED_SIZES", 2)  # a compilation takes seconds
     network = FrozenUNet(small)
     network.compile(backend="eager")
-    sizes = [(8, 8 + 4 * i) for i in range(COMPILED_SIZES + 2)]
-    for size in sizes[:COMPILED_SIZES]:
+    sizes = [(8, 8 + 4 * i) for i in range(4)]
+    for size in sizes[:2]:
         for rows in (1, 2):
             assert_compiled_is_the_library(network, rows, 10, [""] * rows, size=size)
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -238,6 +243,7 @@ def test_some_sizes_are_compiled_and_the_others_run_all_the_same(small: UNet2DCo
                 assert_compiled_is_the_library(network, rows, 10, ["a street"] * rows, size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @torch.no_grad()

@@ -16,7 +16,8 @@ from diffcli.backbone.locate import EMBEDDED_FOLDER
 from diffcli.config.settings import EMBEDDED, BackboneConfig, ModelConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError
-from diffcli.runs.checkpoint import load_model, save_checkpoint
+from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.opening import open_run
 from diffcli.runtime import memory
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -167,6 +168,7 @@ def test_their_memory_is_counted(tiny: Path, weights: Path, monkeypatch: pytest.
     load(tiny, weights)
 
 
+@pytest.mark.slow
 def test_a_run_is_refused_on_other_weights(
     small: Callable[..., ModelConfig], tiny_state: State, tmp_path: Path
 ) -> None:
@@ -179,7 +181,8 @@ def test_a_run_is_refused_on_other_weights(
     for name, config, other in (("a", plain, replaced), ("b", replaced, plain)):
         checkpoint = tmp_path / f"{name}.safetensors"
         save_checkpoint(checkpoint, build_model(config))
-        assert load_model(checkpoint).config == config
-        assert load_model(checkpoint, precision="bf16").config == config
+        for precision in ("float32", "bf16"):
+            assert open_run(checkpoint).load_model(device="cpu", precision=precision).config == config
+        change = f"model.backbone.unet_weights={other.backbone.unet_weights or 'null'}"
         with pytest.raises(CheckpointError, match="another diffusion model"):
-            load_model(checkpoint, config=other)
+            open_run(checkpoint, overrides=[change]).load_model(device="cpu")

@@ -29,6 +29,7 @@ COMMANDS = {
         "--output -o DIR",
         "--device STR",
         "--json",
+        "--checkpoint last|best = last",
     ],
     "evaluate": [
         "--run RUN...",
@@ -41,6 +42,7 @@ COMMANDS = {
         "--output -o DIR",
         "--device STR",
         "--json",
+        "--checkpoint last|best = last",
     ],
     "compare": [
         "RUN... (required)",
@@ -52,10 +54,11 @@ COMMANDS = {
         "--set KEY=VALUE...",
         "--device STR",
         "--json",
+        "--checkpoint last|best = last",
     ],
     "predict": [
         "IMAGES... (required)",
-        "--output -o DIR (required)",
+        "--output -o DIR",
         "--run RUN",
         "--model DIR_OR_FILE",
         "--write KINDS",
@@ -70,6 +73,8 @@ COMMANDS = {
         "--skip-existing",
         "--device STR",
         "--set KEY=VALUE...",
+        "--checkpoint last|best = last",
+        "--legend",
     ],
     "submit": [
         "--domain STR (required)",
@@ -80,6 +85,7 @@ COMMANDS = {
         "--device STR",
         "--set KEY=VALUE...",
         "--json",
+        "--checkpoint last|best = last",
     ],
     "export": [
         "RUN (required)",
@@ -88,6 +94,7 @@ COMMANDS = {
         "--with-backbone",
         "--size WxH",
         "--json",
+        "--checkpoint last|best = last",
     ],
     "push": [
         "RUN (required)",
@@ -103,7 +110,9 @@ COMMANDS = {
         "--config CONFIG",
     ],
     "init": [
-        "FILE = diffcli.yaml",
+        "FILE",
+        "--folder DIR",
+        "--output -o FILE",
         "--force",
     ],
     "check": [

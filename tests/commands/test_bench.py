@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def rows() -> list[dict[str, Any]]:
     return list(found["rows"])
 
 
+@pytest.mark.slow
 def test_every_row_says_what_was_done(rows: list[dict[str, Any]]) -> None:
     facts = [(row["work"], row["code"], row["batch"], row["unet_evaluations"]) for row in rows]
     assert facts == [
@@ -52,6 +54,7 @@ def test_every_row_says_what_was_done(rows: list[dict[str, Any]]) -> None:
         assert len(row["seconds"]) == 1
 
 
+@pytest.mark.slow
 def test_the_baseline_does_more_and_is_what_others_are_compared_with(rows: list[dict[str, Any]]) -> None:
     for work in ("inference", "training"):
         baseline, ours = (row for row in rows if row["work"] == work)
@@ -84,6 +87,7 @@ def test_flops_are_those_of_the_layers() -> None:
     assert two.unet_evaluations == 2 * one.unet_evaluations == 2
 
 
+@pytest.mark.slow
 def test_tables_fit_80_columns() -> None:
     done = run(*TINY, "--schedules", "one", "--work", "inference")
     assert done.returncode == 0, done.stderr
@@ -170,28 +174,26 @@ def test_help_shows_examples() -> None:
     assert "diff bench --random-weights sd21" in result.output
 
 
-def test_the_shortcuts_are_timed_one_by_one() -> None:
+@pytest.mark.slow
+def test_the_shortcuts_are_timed_one_by_one(script: Callable[..., Any]) -> None:
     options = ["--size", "64x64", "--repeats", "1", "--seconds", "0", "--schedule", "one"]
-    script = [sys.executable, str(ROOT / "examples" / "benchmark_shortcuts.py"), *options]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = script("benchmark_shortcuts.py", *options)
     assert done.returncode == 0, done.stderr
     ratios = [float(line.split()[-1]) for line in done.stdout.splitlines() if " ms" in line]
     assert len(ratios) == 9
     assert all(ratio > 0 for ratio in ratios)
 
 
-def test_the_gpu_script_says_that_there_is_no_gpu() -> None:
-    script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py")]
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
-    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_script_says_that_there_is_no_gpu(script: Callable[..., Any]) -> None:
+    done = script("benchmark_gpu.py")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_gpu_script_runs_at_toy_size() -> None:
-    script = [sys.executable, str(ROOT / "examples" / "benchmark_gpu.py"), "--try", "--repeats", "1"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=ROOT)
+@pytest.mark.slow
+def test_the_gpu_script_runs_at_toy_size(script: Callable[..., Any]) -> None:
+    done = script("benchmark_gpu.py", "--try", "--repeats", "1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("target: ") == 6
     assert max(map(len, done.stdout.splitlines())) <= 80

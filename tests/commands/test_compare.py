@@ -19,7 +19,7 @@ from diffcli.drawing.pictures import GAP
 from diffcli.errors import ConfigError, DiffError
 from diffcli.evaluation.domains import DomainChoice
 from diffcli.runs import opening
-from diffcli.runs.checkpoint import load_model, save_checkpoint
+from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import LAST
 from diffcli.runtime import console
 
@@ -29,7 +29,7 @@ def twin(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights under another name and with another seed of its noise."""
     folder = tmp_path_factory.mktemp("twin") / "twin"
     shutil.copytree(tiny_run, folder)
-    model = load_model(tiny_run / LAST)
+    model = opening.open_run(tiny_run / LAST).load_model()
     inversion = model.config.inversion.model_copy(update={"seed": 9})
     model.config = model.config.model_copy(update={"inversion": inversion})
     save_checkpoint(folder / LAST, model)
@@ -89,7 +89,7 @@ def test_one_model_at_a_time(
 
 
 def test_other_classes_are_refused(tiny_run: Path, tmp_path: Path) -> None:
-    config = load_model(tiny_run / LAST).config
+    config = opening.open_run(tiny_run / LAST).config.model
     inversion = config.inversion.model_copy(update={"class_prompts": {}})
     other = config.model_copy(update={"classes": ("road", "car"), "inversion": inversion})
     save_checkpoint(tmp_path / "other" / LAST, build_model(other))

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -188,6 +190,7 @@ def test_runs_with_other_classes_do_not_compare(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_joined_domain_is_the_sum_of_its_parts(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,7 +240,7 @@ def test_what_is_no_run(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             evaluate.run(evaluate.Request(runs=[path]))
     (tmp_path / "damaged.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="not a readable"):
+    with pytest.raises(CheckpointError, match="damaged"):
         evaluate.run(evaluate.Request(runs=[tmp_path / "damaged.safetensors"]))
 
 
@@ -315,3 +318,36 @@ def test_repeated_domains_are_all_kept(cli: Any, tiny_run: Path, own_domain: Cal
     assert result.returncode == 0, result.stderr
     found = [(one["name"], one["samples"]) for one in json.loads(result.stdout)["domains"]]
     assert found == [("mine", 1), ("miniworld/fog", 1), ("miniworld/rain", 1)]
+
+
+def test_a_failed_eval_leaves_no_empty_folder(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for output in (tmp_path / "new" / "folders", tmp_path / "kept" / "inside"):
+        with pytest.raises(DiffError):
+            evaluate.run(
+                evaluate.Request(
+                    runs=[tiny_run], output=output, overrides=["model.inversion.prompt=new"], device="cuda:7"
+                )
+            )
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_two_evals_into_one_folder_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from diffcli.files import hold_lock
+with hold_lock(Path({str(tmp_path / evaluate.LOCK)!r}), where=Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(DiffError, match=str(tmp_path)):
+            evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path, device="cpu"))
+        other.communicate()
+    assert not (tmp_path / "report.json").exists()

@@ -23,6 +23,7 @@ from diffcli.config.settings import RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, DiffError
 from diffcli.runs.checkpoint import read_checkpoint, save_checkpoint
+from diffcli.runs.exported import EXPORT_WEIGHTS
 from diffcli.runs.opening import open_run
 from tests.fixtures.sd_layouts import shrink_layouts, write_pipeline, write_single_file
 
@@ -112,6 +113,20 @@ def test_a_single_file_becomes_a_folder_in_its_precision(
         assert weights.get_tensor("conv_in.weight").dtype == torch.float16
 
 
+def test_a_flipped_bit_of_an_export_is_found(moved_run: tuple[Path, Path], tmp_path: Path) -> None:
+    run, _ = moved_run
+    output = tmp_path / "out"
+    export.run(export.Request(run=run, output=output, with_backbone=True))
+    for name in (EXPORT_WEIGHTS, "backbone/vae/diffusion_pytorch_model.safetensors"):
+        whole = (output / name).read_bytes()
+        (output / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match="checksum") as caught:
+            open_run(output)
+        assert caught.value.where == str(output / name)
+        (output / name).write_bytes(whole)
+    open_run(output)
+
+
 def test_an_export_can_be_exported_again(tiny_run: Path, tmp_path: Path) -> None:
     export.run(export.Request(run=tiny_run, output=tmp_path / "first", with_backbone=True))
     export.run(export.Request(run=tmp_path / "first", output=tmp_path / "second", with_backbone=True))
@@ -170,9 +185,8 @@ def test_importing_diffcli_is_instant_and_its_names_are_there() -> None:
         diffcli.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_the_whole_way_as_processes(
-    cli: Callable[..., CompletedProcess[str]], tiny_run: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_the_whole_way(cli: Callable[..., CompletedProcess[str]], tiny_run: Path, tmp_path: Path) -> None:
     """export, then eval and predict on the exported folder: exit codes, and JSON alone on stdout."""
     assert cli("export", tiny_run, "-o", "out", "--with-backbone").returncode == 0
     one_scene = "data.eval=[{domain: miniworld/fog, count: 1}]"

@@ -29,6 +29,7 @@ from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.export.networks import check_networks
 from diffcli.export.runner import open_exported, to_model_range
 from diffcli.runs.checkpoint import save_checkpoint
+from diffcli.runs.exported import EXPORT_FACTS, file_checksums
 from diffcli.runs.folder import CONFIG, LAST
 
 SIZE = Size(128, 64)
@@ -37,14 +38,6 @@ TWO_ROWS = {
     "prompt": "a street",
     "guidance_scale": 2.0,
 }
-
-
-@pytest.fixture(scope="module")
-def onnx_folder(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run as ONNX: one-step mode, one row. Nothing may write into it."""
-    folder = tmp_path_factory.mktemp("exports") / "onnx"
-    export.run(export.Request(run=tiny_run, output=folder, format="onnx"))
-    return folder
 
 
 def write_run(folder: Path, config: RunConfig, **model: object) -> Path:
@@ -72,37 +65,37 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_export_json_says(onnx_folder: Path) -> None:
-    facts = json.loads((onnx_folder / "export.json").read_text())
+def test_what_export_json_says(onnx_export: Path) -> None:
+    facts = json.loads((onnx_export / "export.json").read_text())
     assert facts["kind"] == "onnx"
     assert facts["classes"][1] == {"train_id": 1, "name": "sidewalk", "color": [244, 35, 232]}
     assert (facts["input"]["width"], facts["input"]["height"], facts["input"]["range"]) == (128, 64, [-1, 1])
     assert facts["noise"]["order"] == ["the VAE posterior's", "the noising draw of one-step mode", "step 0"]
-    assert np.load(onnx_folder / "noise.npy").shape[0] == facts["noise"]["draws"] == 3
+    assert np.load(onnx_export / "noise.npy").shape[0] == facts["noise"]["draws"] == 3
     assert facts["schedule"]["timesteps"] == [100]
     assert facts["check"]["label_agreement"] >= 0.999
     assert facts["check"]["max_logit_difference"] < 1e-3
     assert {"torch", "diffusers", "onnx", "onnxruntime"} <= set(facts["versions"])
-    assert "noise[:, :2]" in (onnx_folder / "README.md").read_text()
+    assert "noise[:, :2]" in (onnx_export / "README.md").read_text()
 
 
-def test_nothing_of_the_machine_is_in_the_graphs(onnx_folder: Path, repository: Path) -> None:
-    for file in onnx_folder.glob("*.onnx"):
+def test_nothing_of_the_machine_is_in_the_graphs(onnx_export: Path, repository: Path) -> None:
+    for file in onnx_export.glob("*.onnx"):
         assert str(repository).encode() not in file.read_bytes()
         onnx.checker.check_model(file)
 
 
-def test_onnxruntime_by_hand_with_noise_of_ones_own(onnx_folder: Path, tiny_run: Path) -> None:
+def test_onnxruntime_by_hand_with_noise_of_ones_own(onnx_export: Path, tiny_run: Path) -> None:
     """Three images, a batch that was not traced, by the loop that README.md of the folder shows."""
     names = ["a", "b", "c"]
     images = torch.rand(3, 3, 64, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     source = seeded_noise(0, names)
-    side = onnx.load(onnx_folder / "step.onnx").graph.input[0].type.tensor_type.shape.dim
+    side = onnx.load(onnx_export / "step.onnx").graph.input[0].type.tensor_type.shape.dim
     assert side[0].dim_param == "batch"
     shape = (1, *(dim.dim_value for dim in side[1:]))
     noise = torch.stack([torch.cat([source(i, shape) for _ in range(3)]) for i in range(3)]).numpy()
     encoder, step, decoder = (
-        onnxruntime.InferenceSession(onnx_folder / f"{part}.onnx") for part in ("encoder", "step", "decoder")
+        onnxruntime.InferenceSession(onnx_export / f"{part}.onnx") for part in ("encoder", "step", "decoder")
     )
     (latent,) = encoder.run(None, {"image": images.numpy(), "noise": noise[:, :2]})
     _, *maps = step.run(None, {"latent": latent, "noise": noise[:, 2], "index": np.array(0)})
@@ -111,12 +104,12 @@ def test_onnxruntime_by_hand_with_noise_of_ones_own(onnx_folder: Path, tiny_run:
     np.testing.assert_allclose(logits, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
-def test_predict_without_pytorch(onnx_folder: Path, tiny_run: Path, photos: Path, repository: Path) -> None:
+def test_predict_without_pytorch(onnx_export: Path, tiny_run: Path, photos: Path, repository: Path) -> None:
     """The same masks as the model's under the stored noise, and every other output, by a process without torch."""
     code = (
         "import sys, atexit, runpy\n"
         "atexit.register(lambda: print('HEAVY', sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules))))\n"
-        f"sys.argv = ['diff', 'predict', 'photos', '-o', 'masks', '--model', {str(onnx_folder)!r}, '--batch', '2',\n"
+        f"sys.argv = ['diff', 'predict', 'photos', '-o', 'masks', '--model', {str(onnx_export)!r}, '--batch', '2',\n"
         "            '--write', 'mask,confidence,stats', '--heatmap', 'road']\n"
         "runpy.run_module('diffcli', run_name='__main__')\n"
     )
@@ -141,10 +134,11 @@ def test_predict_without_pytorch(onnx_folder: Path, tiny_run: Path, photos: Path
         assert (photos.parent / "masks" / f"{path.stem}_road_heatmap.png").is_file()
         wanted = TrainedModel(model, settings).predict(image, identity="export")
         assert (mask == wanted).mean() >= 0.999
-        assert np.array_equal(load(onnx_folder).predict(path), mask)
+        assert np.array_equal(load(onnx_export).predict(path), mask)
     assert len((photos.parent / "masks" / "predictions.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_pt2_with_two_rows_and_two_steps(
     tiny_config: RunConfig, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,21 +162,24 @@ def small(image: np.ndarray) -> np.ndarray:
     return resize_image(image, SIZE)
 
 
-def test_an_export_that_does_not_agree_is_refused(onnx_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_an_export_that_does_not_agree_is_refused(onnx_export: Path, tiny_run: Path, tmp_path: Path) -> None:
     """One weight file is edited behind the export's back: the labels differ, and the check says so."""
-    broken = shutil.copytree(onnx_folder, tmp_path / "broken")
+    broken = shutil.copytree(onnx_export, tmp_path / "broken")
     graph = onnx.load(broken / "decoder.onnx")
     (bias,) = (x for x in graph.graph.initializer if x.name.endswith("classifier.bias"))
     values = onnx.numpy_helper.to_array(bias).copy()
     values[5] += 1e3
     bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
     onnx.save(graph, broken / "decoder.onnx")
+    facts = json.loads((broken / EXPORT_FACTS).read_text())
+    (broken / EXPORT_FACTS).write_text(json.dumps(facts | {"checksums": file_checksums(broken)}))
     model = load(tiny_run, device="cpu")
-    assert check_networks(model, onnx_folder, size=SIZE).label_agreement >= 0.999
+    assert check_networks(model, onnx_export, size=SIZE).label_agreement >= 0.999
     with pytest.raises(DiffError, match="does not agree with the model"):
         check_networks(model, broken, size=SIZE)
 
 
+@pytest.mark.slow
 def test_what_does_not_agree_is_not_left_on_disk(tiny_config: RunConfig, tmp_path: Path) -> None:
     """The VAE latent alone: no step network. Nothing can agree on more than all pixels."""
     decoder = {**tiny_config.model.decoder.model_dump(), "features": "latent"}
@@ -212,7 +209,7 @@ def test_a_run_without_a_size_is_asked_for_one(tiny_config: RunConfig, tmp_path:
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnxscript"])
 def test_a_missing_extra_is_said(
-    onnx_folder: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+    onnx_export: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DiffError, match=f"needs {package}") as caught:
@@ -220,12 +217,12 @@ def test_a_missing_extra_is_said(
     assert caught.value.hint == "pip install 'diffcli[onnx]'"
     if package == "onnxruntime":
         with pytest.raises(DiffError, match="needs onnxruntime"):
-            open_exported(onnx_folder)
+            open_exported(onnx_export)
 
 
-def test_what_is_no_model(onnx_folder: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_what_is_no_model(onnx_export: Path, tiny_run: Path, tmp_path: Path) -> None:
     def damaged(name: str, change: Callable[[Path], object]) -> Path:
-        folder = shutil.copytree(onnx_folder, tmp_path / name)
+        folder = shutil.copytree(onnx_export, tmp_path / name)
         change(folder)
         return folder
 
@@ -238,10 +235,12 @@ def test_what_is_no_model(onnx_folder: Path, tiny_run: Path, tmp_path: Path) -> 
         "no such export": tmp_path / "nowhere",
         "there is no export.json here": tmp_path / "empty",
         "an export for diffcli itself": tmp_path / "for-diffcli",
-        "step.onnx: cannot be loaded": damaged("a", cut("step.onnx")),
+        "step.onnx: damaged: its checksum": damaged("a", cut("step.onnx")),
         "export.json: it is damaged": damaged("b", cut("export.json")),
-        "noise.npy: missing or damaged": damaged("c", lambda folder: (folder / "noise.npy").unlink()),
-        "step.onnx: this part of the export is missing": damaged(
+        "noise.npy: a file of this export cannot be read": damaged(
+            "c", lambda folder: (folder / "noise.npy").unlink()
+        ),
+        "step.onnx: a file of this export cannot be read": damaged(
             "d", lambda folder: (folder / "step.onnx").unlink()
         ),
     }
@@ -251,16 +250,16 @@ def test_what_is_no_model(onnx_folder: Path, tiny_run: Path, tmp_path: Path) -> 
         assert message in str(caught.value)
         assert len(str(caught.value).splitlines()) <= 2
     with pytest.raises(ConfigError, match="onnxruntime has no warp"):
-        open_exported(onnx_folder, device="warp")
+        open_exported(onnx_export, device="warp")
 
 
 def test_faults_as_a_user_sees_them(
-    cli: Callable[..., CompletedProcess[str]], photos: Path, onnx_folder: Path
+    cli: Callable[..., CompletedProcess[str]], photos: Path, onnx_export: Path
 ) -> None:
     done = cli("predict", photos, "-o", "masks", "--model", "nowhere")
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == "error: nowhere: no such export"
-    done = cli("predict", photos, "-o", "masks", "--model", onnx_folder, "--samples", 4, "--tile", "64x64")
+    done = cli("predict", photos, "-o", "masks", "--model", onnx_export, "--samples", 4, "--tile", "64x64")
     assert done.returncode == 2
     assert "--model and --samples, --tile do not go together" in done.stderr
     assert len(done.stderr.splitlines()) == 2

@@ -162,9 +162,18 @@ def test_own_classes_come_from_settings(cli: Any, sound: Folder, tmp_path: Path)
     assert {c["class"]: c["pixels"] for c in record["classes"]} == {"ground": 15, "fruit": 6}
 
 
-def test_miniworld_and_lists(cli: Any) -> None:
-    result = cli("data", "inspect", "--domain", "miniworld/fog,miniworld/night", "--json")
+def test_miniworld_and_lists(cli: Any, tmp_path: Path) -> None:
+    """Domains that are drawn, as many as the settings say; a comma list of those on disk."""
+    (tmp_path / "two.yaml").write_text(
+        "data: {train: {domain: miniworld/fog, count: 2}, eval: [{domain: miniworld/night, count: 2}]}"
+    )
+    result = cli("data", "inspect", "--config", "two.yaml", "--json")
     assert [one["domain"] for one in json.loads(result.stdout)] == ["miniworld/fog", "miniworld/night"]
+    for condition in ("fog", "night"):
+        save(tmp_path / f"acdc/rgb_anon/{condition}/val/G/1_rgb_anon.png", np.zeros((2, 4, 3)))
+        save(tmp_path / f"acdc/gt/{condition}/val/G/1_gt_labelTrainIds.png", np.zeros((2, 4)))
+    listed = cli("data", "inspect", "--domain", "acdc/fog,acdc/night", "--root", tmp_path / "acdc", "--json")
+    assert [one["domain"] for one in json.loads(listed.stdout)] == ["acdc/fog", "acdc/night"]
 
 
 @pytest.mark.parametrize(

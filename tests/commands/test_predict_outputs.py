@@ -19,6 +19,8 @@ from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID, CITYS
 from diffcli.commands import predict
 from diffcli.core.model import SegmentationModel
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.prediction.coco import COCO
+from diffcli.prediction.index import INDEX
 from diffcli.prediction.inputs import plan
 from diffcli.prediction.manifest import MANIFEST
 from diffcli.prediction.outputs import Outputs
@@ -75,10 +77,63 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 def written(output: Path) -> list[str]:
     names = sorted(path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file())
-    return [name for name in names if name != MANIFEST]
+    return [name for name in names if name not in (MANIFEST, INDEX, COCO)]
 
 
 # -------------------------------------------------------------------------------------------------- outputs
+
+
+def test_no_legend_leaves_pictures_at_the_size_of_the_image(tmp_path: Path, tiny_run: Path) -> None:
+    save(tmp_path / "a.png", size=(100, 40))
+    request = predict.Request(
+        images=[str(tmp_path / "a.png")],
+        run=tiny_run,
+        output=tmp_path / "out",
+        write="color,overlay",
+        legend=False,
+    )
+    predict.run(request)
+    assert read(tmp_path / "out" / "a_color.png").shape == (40, 100, 3)
+    assert read(tmp_path / "out" / "a_overlay.jpg").shape == (40, 100, 3)
+
+
+def test_the_index_shows_every_image_and_links_its_files(tmp_path: Path, tiny_run: Path) -> None:
+    save(tmp_path / "in" / "a & b.png", size=(100, 40))
+    save(tmp_path / "in" / "c.png", 1)
+    (tmp_path / "in" / "bad.png").write_bytes(b"no image")
+    request = predict.Request(images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out")
+    with pytest.raises(DataError):
+        predict.run(request)
+    page = (tmp_path / "out" / INDEX).read_text(encoding="utf-8")
+    assert page.count("data-confidence=") == 3
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert 'href="a%20%26%20b.png"' in page
+    assert "a &amp; b.png" in page
+    assert "failed: " in page
+    lines = [json.loads(line) for line in (tmp_path / "out" / MANIFEST).read_text().splitlines()]
+    for line in (line for line in lines if line["status"] == "done"):
+        assert 0 < line["confidence"] <= 1
+        assert f"confidence {100 * line['confidence']:.1f} %" in page
+
+
+def test_run_lengths_come_as_one_coco_file_too(tmp_path: Path, tiny_run: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name, size=(100, 40))
+    request = predict.Request(
+        images=[str(tmp_path / "in")], run=tiny_run, output=tmp_path / "out", write="rle,mask"
+    )
+    predict.run(request)
+    found = json.loads((tmp_path / "out" / COCO).read_text())
+    assert [(one["id"], one["width"], one["height"]) for one in found["images"]] == [
+        (1, 100, 40),
+        (2, 100, 40),
+    ]
+    assert [one["id"] for one in found["annotations"]] == [*range(1, len(found["annotations"]) + 1)]
+    assert {one["id"] for one in found["categories"]} == set(range(19))
+    for number, name in enumerate(("a", "b"), start=1):
+        own = [one for one in found["annotations"] if one["image_id"] == number]
+        assert sum(one["area"] for one in own) == 100 * 40
+        assert {one["category_id"] for one in own} == set(np.unique(read(tmp_path / "out" / f"{name}.png")))
 
 
 def test_every_kind_tells_the_same_mask(tmp_path: Path, tiny_run: Path) -> None:
@@ -92,8 +147,10 @@ def test_every_kind_tells_the_same_mask(tmp_path: Path, tiny_run: Path) -> None:
     assert len(np.unique(mask)) > 1
     table = np.array([CITYSCAPES_ID_OF_TRAIN_ID[i] for i in range(19)])
     assert np.array_equal(read(out / "sub" / "a_label_ids.png"), table[mask])
-    assert np.array_equal(read(out / "sub" / "a_color.png"), np.array(CITYSCAPES_PALETTE)[mask])
-    assert read(out / "sub" / "a_overlay.jpg").shape == (40, 100, 3)
+    color = read(out / "sub" / "a_color.png")  # with a legend below, and a margin where it is wider
+    assert np.array_equal(color[:40, :100], np.array(CITYSCAPES_PALETTE)[mask])
+    assert color.shape[0] > 40
+    assert read(out / "sub" / "a_overlay.jpg").shape == color.shape
     confidence = read(out / "sub" / "a_confidence.png")
     assert confidence.dtype == np.uint8
     stats = json.loads((out / "sub" / "a_stats.json").read_text())
@@ -145,8 +202,10 @@ def test_only_what_is_named_is_written(tmp_path: Path, tiny_run: Path) -> None:
         ({"tile": "64x64"}, "too small"),
         ({"batch": "many"}, "neither a number"),
         ({"batch": "0"}, "neither a number"),
-        ({"samples": 0}, "from 1 on"),
-        ({"refine": -1}, "from 0 on"),
+        ({"samples": 0}, "from 1 to 1000"),
+        ({"samples": 1001}, "from 1 to 1000"),
+        ({"refine": -1}, "from 0 to 100"),
+        ({"refine": 101}, "from 0 to 100"),
     ],
 )
 def test_options_that_make_no_sense(
@@ -221,7 +280,7 @@ def test_a_video_becomes_a_video(tmp_path: Path, tiny_run: Path) -> None:
     assert written(tmp_path / "out") == ["clip_segmented.mp4"]
     made = list(frames_of(tmp_path / "out" / "clip_segmented.mp4"))
     assert len(made) == 7
-    assert made[0].shape == (64, 96, 3)
+    assert made[0].shape == (488, 240, 3)  # all classes of the legend, at the same height in each frame
     capture = cv2.VideoCapture(str(tmp_path / "out" / "clip_segmented.mp4"))
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
     capture.release()

@@ -61,6 +61,7 @@ def card(folder: Path) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), text
 
 
+@pytest.mark.slow
 def test_what_is_pushed_is_what_is_loaded(
     scored_run: Path, hub: Path, tmp_path: Path, cli: Callable[..., CompletedProcess[str]]
 ) -> None:

@@ -42,6 +42,7 @@ def with_backbone(config: RunConfig, **settings: object) -> ModelConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "variant", "single file"])
 def test_an_export_holds_the_replaced_weights(
     tiny_config: RunConfig, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

@@ -337,6 +337,7 @@ def test_a_bad_sample_is_named(streets: Domain) -> None:
     assert caught.value.where == str(bad)
 
 
+@pytest.mark.slow
 def test_workers_survive_a_parent_that_used_opencv_threads(tmp_path: Path) -> None:
     """A forked worker hangs in OpenCV's thread pool if its parent had one; counting classes used to make one."""
     script = tmp_path / "load.py"

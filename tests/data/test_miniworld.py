@@ -76,6 +76,7 @@ def test_pretraining_scenes_share_the_geometry_too() -> None:
     np.testing.assert_array_equal(render_random(7, 2, size=SMALL)[1], render(7, 2, "fog", size=SMALL)[1])
 
 
+@pytest.mark.slow
 def test_every_class_occurs_with_a_long_tail() -> None:
     pixels, scenes = np.zeros(19), np.zeros(19)
     count = 150

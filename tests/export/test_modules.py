@@ -13,9 +13,10 @@ from diffcli.config.settings import SCHEDULES, InversionConfig, ModelConfig
 from diffcli.config.size import Size
 from diffcli.core.inversion import seeded_noise
 from diffcli.core.model import SegmentationModel, join
+from diffcli.export.facts import NetworkFacts
 from diffcli.export.modules import exportable_parts
 from diffcli.export.networks import network_facts
-from diffcli.export.runner import ExportedNetwork, ExportFacts
+from diffcli.export.runner import ExportedNetwork
 
 NAMES = ("a", "b")
 
@@ -23,7 +24,7 @@ NAMES = ("a", "b")
 def runner(model: SegmentationModel) -> ExportedNetwork:
     """The runner on the parts as they are, without tracing."""
     size = Size(64, 64)
-    facts = ExportFacts.model_validate(network_facts(model, kind="pt2", size=size))
+    facts = NetworkFacts.model_validate(network_facts(model, kind="pt2", size=size))
     parts = exportable_parts(model)
     networks = {name: as_network(getattr(parts, name)) for name in facts.networks}
     return ExportedNetwork(facts, networks=networks, noise=draws(model, ["export"])[0])

@@ -15,12 +15,14 @@ from PIL import Image
 
 from diffcli.errors import ConfigError, DiffError
 from diffcli.runs.folder import LAST, METRICS, REPORT, RESUME
+from tests.fixtures.models import TINY_SD
 
 ROOT = Path(__file__).parents[2]
 ABLATION = ROOT / "examples" / "ablation"
 TINY = [
-    f"model.backbone.source={ROOT / 'tests' / 'parity' / 'data' / 'tiny-sd'}",
+    f"model.backbone.source={TINY_SD}",
     "model.inversion.schedule=one",
+    "model.decoder.channels=[32, 64, 64, 64]",
     "model.decoder.head_channels=16",
     "data.train.count=6",
     "runtime.data_workers=0",

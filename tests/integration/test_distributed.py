@@ -28,8 +28,9 @@ from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.runtime import console
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
 from diffcli.training.samples import open_domains, training_set
+from tests.fixtures.models import TINY_MODEL
+from tests.fixtures.training import metrics
 
-TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
 ROOT = Path(__file__).parents[2]
 
 Launch = Callable[..., "subprocess.Popen[str]"]
@@ -110,11 +111,7 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "tiny",
-            "model": {
-                "backbone": {"source": str(TINY_SD)},
-                "inversion": {"schedule": "one"},
-                "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16, "dropout": 0},
-            },
+            "model": {**TINY_MODEL, "decoder": {**TINY_MODEL["decoder"], "dropout": 0}},
             "data": {"train": {"domain": "folder", "root": str(pictures)}},
             "augmentation": {"crop": "64x64"},
             "train": {
@@ -131,11 +128,6 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
             "runtime": {"device": "cpu", "data_workers": 0},
         }
     )
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def test_training_equals_one_process_with_the_doubled_batch(
@@ -211,10 +203,12 @@ def test_predict_writes_every_file_once(
     command = ["predict", pictures / "images", "--run", tiny_run, "-o", "masks", "--json"]
     code, out, words = end(launch(*command, launcher=[ROOT / "examples/launch/slurm.sh"], **slurm))
     assert code == 1, words[-3000:]
-    assert words.count("1 of 8 images have no mask") == 1
-    assert words.count("7 images segmented into masks") == 1
+    assert words.count("no mask for 1 of 8 images") == 1
+    assert words.count("7 images with ") == 1
     written = [Path(entry["mask"]).name for entry in json.loads(out)["images"]]
-    assert [*written, "predictions.jsonl"] == sorted(path.name for path in (tmp_path / "masks").iterdir())
+    assert sorted([*written, "index.html", "predictions.jsonl"]) == sorted(
+        path.name for path in (tmp_path / "masks").iterdir()
+    )
     told = [json.loads(line) for line in (tmp_path / "masks/predictions.jsonl").read_text().splitlines()]
     assert sorted(Path(line["input"]).name for line in told) == [f"{i}.png" for i in range(8)]
     assert written == [f"{i}.png" for i in (0, 2, 3, 4, 5, 6, 7)]

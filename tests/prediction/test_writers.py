@@ -5,11 +5,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from diffcli.errors import DiffError
-from diffcli.prediction.manifest import Manifest
-from diffcli.prediction.writers import WriterPool
+from diffcli.prediction.video import open_video
+from diffcli.prediction.writers import WriterPool, is_whole
 
 
 def test_a_writer_s_error_is_raised_and_the_others_are_written() -> None:
@@ -76,22 +78,19 @@ def test_one_thread_keeps_the_order() -> None:
     assert done == list(range(200))
 
 
-def test_lines_of_other_images_stay_and_torn_ones_go(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
-    manifest.begin([])
-    for name in ("a", "b"):
-        manifest.add(Path(name), status="done", outputs={"mask": tmp_path / f"{name}.png"}, size=(2, 3))
-    with manifest.path.open("a") as file:
-        file.write('{"input": "c", "sta')
-    manifest.begin([Path("b")])
-    manifest.add(Path("b"), status="failed", error="damaged")
-    lines = [json.loads(line) for line in manifest.path.read_text().splitlines()]
-    assert [(line["input"], line["status"]) for line in lines] == [("a", "done"), ("b", "failed")]
-    assert lines[0]["outputs"] == {"mask": "a.png"}
-    assert lines[0]["size"] == [3, 2]
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DiffError, match="cannot write here"):
-        Manifest(tmp_path / "file" / "out").begin([])
+def test_a_file_that_was_cut_off_is_not_whole(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    files = [tmp_path / name for name in ("mask.png", "overlay.jpg", "stats.json", "street.mp4")]
+    Image.fromarray(pixels).save(files[0])
+    Image.fromarray(pixels).save(files[1])
+    files[2].write_text(json.dumps({"classes": {}}))
+    with open_video(files[3], rate=5) as video:
+        for _ in range(4):
+            video.add(pixels)
+    for path in files:
+        assert is_whole(path), path
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        assert not is_whole(path), path
+        path.write_bytes(b"")
+        assert not is_whole(path), path
+    assert not is_whole(tmp_path / "none.png")

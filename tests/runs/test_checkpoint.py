@@ -16,7 +16,9 @@ from diffcli.backbone.diffusion import DiffusionBackbone
 from diffcli.config.settings import ModelConfig
 from diffcli.core.model import SegmentationModel, join
 from diffcli.errors import CheckpointError
-from diffcli.runs.checkpoint import fingerprint, load_model, load_state, read_checkpoint, save_checkpoint
+from diffcli.runs.checkpoint import fingerprint, load_state, read_checkpoint, save_checkpoint
+from diffcli.runs.opening import open_run
+from diffcli.runs.tensor_file import FORMAT, write_tensors
 
 Small = Callable[..., ModelConfig]
 
@@ -39,9 +41,15 @@ def header(path: Path) -> dict[str, str]:
 
 
 def rewrite(path: Path, **changes: object) -> None:
-    """Write the file again with other entries in its header."""
+    """Write the file again with other entries in its header, whole as far as its checksum tells."""
     stored = json.loads(header(path)["diffcli"])
-    save_file(load_file(path), path, metadata={"diffcli": json.dumps(stored | changes)})
+    del stored["sha256"]
+    write_tensors(path, load_file(path), kind="diffcli", header=stored | changes)
+
+
+def load_model(path: Path, *overrides: str) -> SegmentationModel:
+    """As every command loads it."""
+    return open_run(path, overrides=overrides).load_model(device="cpu", precision="float32")
 
 
 def test_a_loaded_model_is_the_saved_one(saved: Path, model: SegmentationModel, images: Tensor) -> None:
@@ -94,7 +102,7 @@ def test_a_failed_save_keeps_the_old_file(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("diffcli.runs.checkpoint.save_file", fail)
+    monkeypatch.setattr("diffcli.runs.tensor_file.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(saved, model)
     assert saved.read_bytes() == before
@@ -112,14 +120,48 @@ def test_a_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0, 4, 200, -1])
 def test_a_damaged_file(saved: Path, kept: int) -> None:
     saved.write_bytes(saved.read_bytes()[:kept])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match=r"not a safetensors file|cut off"):
+        read_checkpoint(saved)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.25, 0.5, 0.999999])
+def test_a_flipped_bit_of_a_weight(saved: Path, place: float) -> None:
+    content = bytearray(saved.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start + int(place * (len(content) - start))] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged: its checksum"):
+        read_checkpoint(saved)
+
+
+def test_a_flipped_bit_of_the_header(saved: Path) -> None:
+    """Refused wherever it is, unless it is in the blanks that fill the header up."""
+    whole = saved.read_bytes()
+    text = whole[8 : 8 + int.from_bytes(whole[:8], "little")].rstrip()
+    for position in range(0, 8 + len(text), 97):
+        content = bytearray(whole)
+        content[position] ^= 1
+        saved.write_bytes(content)
+        with pytest.raises(CheckpointError):
+            read_checkpoint(saved)
+
+
+def test_a_later_format_is_refused_by_name(saved: Path) -> None:
+    rewrite(saved, format=FORMAT + 1, info={"version": "99.0"})
+    with pytest.raises(CheckpointError, match="format 2, and this version of diffcli reads up to 1"):
+        read_checkpoint(saved)
+
+
+def test_an_absurd_header_takes_no_memory(saved: Path) -> None:
+    saved.write_bytes((2**62).to_bytes(8, "little") + saved.read_bytes()[8:])
+    with pytest.raises(CheckpointError, match="states a header of 4,611,686,018,427,387,904 bytes"):
         read_checkpoint(saved)
 
 
 def test_noise_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(bytes(range(256)) * 8)
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_checkpoint(path)
 
 
@@ -143,11 +185,11 @@ def test_settings_of_another_version(saved: Path) -> None:
         read_checkpoint(saved)
 
 
-def test_weights_that_do_not_fit(saved: Path, small: Small) -> None:
+def test_weights_that_do_not_fit(saved: Path) -> None:
     with pytest.raises(CheckpointError, match=r"the model has \(32"):
-        load_model(saved, config=small(head_channels=32))
+        load_model(saved, "model.decoder.head_channels=32")
     with pytest.raises(CheckpointError, match=r"missing|unknown"):
-        load_model(saved, config=small(fusion="mixing"))
+        load_model(saved, "model.decoder.fusion=mixing")
 
 
 def test_each_misfit_is_named(model: SegmentationModel) -> None:

@@ -182,7 +182,7 @@ def test_a_file_of_frozen_networks_alone_is_refused() -> None:
 
 def test_a_checkpoint_without_head_is_refused(published: dict[str, Tensor]) -> None:
     fusion = {name: x for name, x in convert_state(published).items() if not name.startswith("head.")}
-    with pytest.raises(CheckpointError, match=r"lacks what we call head\.classifier\.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks the parameter head\.classifier\.weight"):
         infer_decoder(fusion)
 
 
@@ -205,8 +205,7 @@ def test_reading_files(tmp_path: Path, published: dict[str, Tensor]) -> None:
     for name in ("a.pth", "a.safetensors"):
         assert convert_state(read_published(tmp_path / name)).keys() == convert_state(published).keys()
     torch.save({"state_dict": {}, "meta": Unpicklable()}, tmp_path / "b.pth")
-    with pytest.raises(CheckpointError, match=r"(?s)pickled objects.*weights_only=False"):
-        read_published(tmp_path / "b.pth")
+    assert read_published(tmp_path / "b.pth") == {}
     torch.save([1, 2], tmp_path / "c.pth")
     with pytest.raises(CheckpointError, match="no named tensors"):
         read_published(tmp_path / "c.pth")
@@ -235,11 +234,30 @@ def test_our_decoder_has_the_published_size() -> None:
     assert sizes == [180_503_552 + 45_163_008 + 11_309_312 - unused, 68_832_512, 4_433_171]
 
 
-def test_a_file_that_is_no_checkpoint_is_said_in_our_words(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_reported_in_our_words(tmp_path: Path) -> None:
     """Not in torch's, which advise to load it unsafely."""
     path = tmp_path / "notes.pth"
     path.write_text("x\n")
-    with pytest.raises(CheckpointError, match="no readable checkpoint") as error:
+    with pytest.raises(CheckpointError, match="no readable weights") as error:
         read_published(path)
     assert "weights_only" not in str(error.value)
     assert len(str(error.value).splitlines()) == 2
+
+
+def test_odd_files_end_with_one_error(tmp_path: Path, published: dict[str, Tensor]) -> None:
+    cyclic: dict[str, object] = {}
+    cyclic["state_dict"] = {"state_dict": cyclic}
+    name = next(name for name in published if name.endswith("conv_seg.weight"))
+    odd: dict[str, object] = {
+        "holds itself": cyclic,
+        "no named tensors": {"state_dict": {1: torch.zeros(1)}},
+        "not parameters of the published code": {**published, name: "a word"},
+        "not a dense tensor": {**published, name: published[name].to_sparse()},
+        "more than is stored of it": {**published, name: torch.zeros(1).expand(2**40)},
+        "another number of dimensions": {**published, name: torch.zeros(())},
+    }
+    for message, content in odd.items():
+        torch.save(content, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match=message) as error:
+            infer_decoder(convert_state(read_published(tmp_path / "x.pth")))
+        assert len(str(error.value).splitlines()) <= 2

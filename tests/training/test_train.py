@@ -3,7 +3,6 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,91 +11,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors import safe_open
 
-from diffcli.commands import train
-from diffcli.config.settings import RunConfig
+from diffcli.config.file import load_config
+from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
-from diffcli.runs.checkpoint import load_model
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
-from diffcli.runtime import console
-from diffcli.runtime.signals import Stop
+from diffcli.runs.opening import open_run
+from diffcli.training.init_from import initialise
 from diffcli.training.samples import open_domains, training_set
-from diffcli.training.trainer import Trainer
-
-TINY_SD = Path(__file__).parent.parent / "parity/data" / "tiny-sd"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator() -> None:
-    """Accelerate fixes the precision once a process; each test is its own run."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def tiny_config(**changes: Any) -> RunConfig:
-    """Ten seconds of training on a random-weight pipeline; `changes` are dotted settings, dots as two underscores."""
-    tree: dict[str, Any] = {
-        "name": "tiny",
-        "model": {
-            "backbone": {"source": str(TINY_SD)},
-            "inversion": {"schedule": "one"},
-            "decoder": {"channels": [32, 64, 64, 64], "head_channels": 16},
-        },
-        "data": {
-            "train": {"domain": "miniworld/clean", "count": 6},
-            "eval": [{"domain": "miniworld/night", "count": 2}],
-        },
-        "augmentation": {"crop": "64x64"},
-        "train": {
-            "iterations": 6,
-            "batch_size": 2,
-            "learning_rate": 1e-3,
-            "head_multiplier": 1,
-            "warmup_iterations": 2,
-            "log_interval": 1,
-            "rare_class_sampling": {"min_pixels": 20, "min_crop_pixels": 10},
-        },
-        "eval": {"size": "128x64"},
-        "runtime": {"device": "cpu", "data_workers": 0},
-    }
-    for key, value in changes.items():
-        node = tree
-        *path, last = key.split("__")
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return RunConfig.model_validate(tree)
-
-
-def start(config: RunConfig, runs: Path, *, resume: bool = False) -> Path:
-    with console.json_only():
-        train.run(train.Request(config=config, config_name="tiny", resume=resume, runs=runs))
-    return max(runs.iterdir(), key=lambda path: path.stat().st_mtime)
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the clock."""
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-class StopAt(Stop):
-    """A Ctrl-C that comes in a known iteration."""
-
-    def __init__(self, trainer: Trainer, iteration: int) -> None:
-        self.trainer, self.iteration = trainer, iteration
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        return self.trainer.iteration >= self.iteration
-
-
-def interrupted(config: RunConfig, runs: Path, *, at: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that a signal ends after `at` iterations."""
-    fit = train.fit
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "fit", lambda trainer, _stop: fit(trainer, StopAt(trainer, at)))
-        with pytest.raises(KeyboardInterrupt):
-            start(config, runs)
-    return runs / "tiny"
+from tests.fixtures.training import interrupted, metrics, start, tiny_config
 
 
 def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,10 +42,11 @@ def test_checkpoint_holds_the_decoder_alone(tmp_path: Path) -> None:
     folder = start(tiny_config(train__iterations=1), tmp_path)
     with safe_open(folder / LAST, framework="pt") as file:
         assert {name.split(".")[0] for name in file.keys()} == {"fusion", "pyramid", "head"}  # noqa: SIM118
-    model = load_model(folder / LAST)
+    model = open_run(folder / LAST).load_model()
     assert not any("unet" in name or "vae" in name for name in model.decoder.state_dict())
 
 
+@pytest.mark.slow
 def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     straight = start(config, tmp_path / "straight")
@@ -134,21 +57,81 @@ def test_resume_continues_to_the_last_digit(tmp_path: Path, monkeypatch: pytest.
     resumed = start(elsewhere, tmp_path / "resumed", resume=True)
     assert resumed == folder
     assert metrics(resumed) == metrics(straight)
-    before, after = load_model(straight / LAST), load_model(resumed / LAST)
+    before, after = open_run(straight / LAST).load_model(), open_run(resumed / LAST).load_model()
     for name, tensor in before.decoder.state_dict().items():
         assert torch.equal(tensor, after.decoder.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_losses(tmp_path: Path) -> None:
     alone = start(tiny_config(train__iterations=3), tmp_path / "alone")
     helped = start(tiny_config(train__iterations=3, runtime__data_workers=2), tmp_path / "helped")
     assert metrics(alone) == metrics(helped)
 
 
-def test_resume_refuses_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_refuses_other_settings_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted(tiny_config(), tmp_path, at=2, monkeypatch=monkeypatch)
-    with pytest.raises(CheckpointError, match=r"settings changed.*learning_rate: 0.01"):
-        start(tiny_config(train__learning_rate=0.01), tmp_path, resume=True)
+    with pytest.raises(
+        CheckpointError, match=r"train\.seed was 0, and is 1 now[\s\S]*may only change train\.iter"
+    ):
+        start(tiny_config(train__seed=1), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"2 iterations are done, and train\.iterations is 1"):
+        start(tiny_config(train__iterations=1), tmp_path, resume=True)
+
+
+def test_resume_with_more_iterations_and_another_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From there on the schedule is that of the new settings, and the run tells what changed, also after a kill."""
+    folder = interrupted(tiny_config(), tmp_path, at=3, monkeypatch=monkeypatch)
+    longer = tiny_config(train__iterations=9, train__learning_rate=3e-3)
+    assert start(longer, tmp_path, resume=True) == folder
+    rates = [line["learning_rate"] for line in metrics(folder) if "loss" in line]
+    assert len(rates) == 9
+    assert rates[3] == pytest.approx(3e-3 * (1 - 3 / 9))
+    assert json.loads((folder / REPORT).read_text())["training"]["changed_settings"] == [
+        {"iteration": 3, "settings": {"train.iterations": [6, 9], "train.learning_rate": [1e-3, 3e-3]}}
+    ]
+    assert load_config(folder / CONFIG).train.iterations == 9
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    """A rate of nearly zero: the first validation stays the best; its last one is not repeated."""
+    config = tiny_config(
+        train__iterations=50, train__learning_rate=1e-30, train__validate_interval=2, train__patience=2
+    )
+    folder = start(config, tmp_path)
+    scored = [line["iteration"] for line in metrics(folder) if "mean_iou" in line]
+    best = json.loads((folder / REPORT).read_text())["training"]["best"]["iteration"]
+    assert scored[-1] == best + 4
+    assert scored == sorted(set(scored))
+    assert not (folder / RESUME).exists()
+
+
+def test_patience_needs_validations(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.patience counts validations, and there are none"):
+        start(tiny_config(train__patience=2, train__validate_interval=None), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_starts_from_another_with_other_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = start(tiny_config(train__iterations=2), tmp_path)
+    before = open_run(first / LAST).load_model()
+    classes = [before.config.classes[3], *before.config.classes[:3]]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = build_model(tiny_config().model.model_copy(update={"classes": (*classes, "tram")}))
+    fresh = model.decoder.head.classifier.weight.clone()
+    initialise(model, "tiny", runs=tmp_path)
+    rows, trained = model.decoder.head.classifier.weight, before.decoder.head.classifier.weight
+    assert torch.equal(rows[:4], trained[[3, 0, 1, 2]])
+    assert torch.equal(rows[4], fresh[4])
+    ours, theirs = model.decoder.fusion.state_dict(), before.decoder.fusion.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "start from scratch: tram" in capsys.readouterr().err
+    again = start(tiny_config(train__iterations=1, train__init_from=str(first)), tmp_path)
+    assert metrics(again)[0]["loss"] < metrics(first)[0]["loss"]
 
 
 def test_resume_without_a_run(tmp_path: Path) -> None:
@@ -174,7 +157,7 @@ def test_loss_that_is_not_finite_stops(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"not finite at iteration [1-5], on miniworld_") as error:
         start(config, tmp_path)
     assert "last good checkpoint" in str(error.value)
-    state = load_model(tmp_path / "tiny" / LAST).decoder.state_dict()
+    state = open_run(tmp_path / "tiny" / LAST).load_model().decoder.state_dict()
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 

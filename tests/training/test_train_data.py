@@ -15,7 +15,7 @@ from diffcli.errors import ConfigError, DataError
 from diffcli.runs.folder import BEST, LAST, REPORT
 from diffcli.training.samples import open_domains
 from diffcli.training.selection import select, with_held_out
-from tests.commands.test_train import damage_inside, start, tiny_config
+from tests.training.test_train import damage_inside, start, tiny_config
 
 
 @pytest.fixture(autouse=True)
