@@ -71,9 +71,9 @@ def write_atomically(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8 (a name that is not UTF-8 with escapes), atomically."""
     with write_atomically(path, durable=durable) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from diffcli.config.file import commented_yaml
 from diffcli.config.size import Size
 from diffcli.data.guess import Guess, guess_folder
-from diffcli.data.mapping import Value, likely_ids, mapping_lines
+from diffcli.data.mapping import Value, likely_ids, mapping_lines, percent
 from diffcli.errors import DataError, DiffError
 from diffcli.files import check_output, write_text
 from diffcli.runtime import console
@@ -169,7 +169,8 @@ def _held(guess: Guess, ids: dict[Value, int], train_id: int) -> str:
     found = next((value for value, one in ids.items() if one == train_id), None)
     if found is None:
         return "no label holds it"
-    return f"{'colour' if guess.colored else 'value'} {found} in the labels"
+    share = percent(guess.values.get(found, 0), sum(guess.values.values()))
+    return f"{'colour' if guess.colored else 'value'} {found} in the labels, {share} of pixels"
 
 
 def _size(images: Size) -> Size:

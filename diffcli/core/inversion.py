@@ -113,7 +113,12 @@ def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 def noise_seed(seed: int, identity: str) -> int:
     """A 63-bit seed from (seed, the image's own identity), equal on every machine."""
-    return int.from_bytes(blake2b(f"{seed}:{identity}".encode(), digest_size=8).digest()) >> 1
+    return (
+        int.from_bytes(
+            blake2b(f"{seed}:{identity}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        )
+        >> 1
+    )
 
 
 def seeded_noise(seed: int, identities: Sequence[str]) -> Noise:

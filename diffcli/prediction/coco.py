@@ -11,7 +11,7 @@ import numpy as np
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import DiffError
 from diffcli.files import write_text
-from diffcli.prediction.manifest import Entry
+from diffcli.prediction.manifest import Entry, text_path
 
 COCO = "predictions_coco.json"
 
@@ -58,7 +58,7 @@ def write_coco(folder: Path, entries: Iterable[Entry], *, classes: Sequence[str]
         if "rle" not in entry.outputs:
             continue
         number = len(images) + 1
-        of_image = json.loads((folder / entry.outputs["rle"]).read_text(encoding="utf-8"))
+        of_image = json.loads((folder / text_path(entry.outputs["rle"])).read_text(encoding="utf-8"))
         width, height = entry.size or (0, 0)
         images.append({"id": number, "file_name": entry.input, "width": width, "height": height})
         for annotation in of_image:

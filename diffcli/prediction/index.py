@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from diffcli.drawing.pages import css_color, data_url, render
 from diffcli.drawing.pictures import Pixels
 from diffcli.files import write_text
-from diffcli.prediction.manifest import Entry, Manifest
+from diffcli.prediction.manifest import Entry, Manifest, text_path
 
 INDEX = "index.html"
 THUMBNAIL_WIDTH = 240
@@ -56,7 +56,10 @@ def _card(entry: Entry, folder: Path, palette: Pixels, *, thumbnail: bool) -> di
         "status": entry.status,
         "error": entry.error,
         "confidence": entry.confidence,
-        "outputs": [(kind, quote(file.replace(os.sep, "/"))) for kind, file in entry.outputs.items()],
+        "outputs": [
+            (kind, quote(os.fsencode(text_path(file).replace(os.sep, "/"))))
+            for kind, file in entry.outputs.items()
+        ],
         "source": None if picture is None else data_url(picture, width=THUMBNAIL_WIDTH, photograph=True),
     }
 
@@ -65,13 +68,13 @@ def _thumbnail(entry: Entry, folder: Path, palette: Pixels) -> Pixels | None:
     """The image with its mask laid over it; another picture that was written where there is no mask."""
     try:
         if "mask" in entry.outputs:
-            image = _small(Path(entry.input))
-            with Image.open(folder / entry.outputs["mask"]) as file:
+            image = _small(Path(text_path(entry.input)))
+            with Image.open(folder / text_path(entry.outputs["mask"])) as file:
                 mask = np.asarray(file.resize(image.size, Image.Resampling.NEAREST))
             return np.asarray(Image.blend(image, Image.fromarray(palette[mask]), 0.5), dtype=np.uint8)
         for kind in ("overlay", "color", "heatmap", "confidence-map"):
             if kind in entry.outputs:
-                return np.asarray(_small(folder / entry.outputs[kind]), dtype=np.uint8)
+                return np.asarray(_small(folder / text_path(entry.outputs[kind])), dtype=np.uint8)
     except (OSError, ValueError):  # moved or changed since: the page goes without its picture
         pass
     return None

@@ -1,6 +1,7 @@
 """`predictions.jsonl` of a folder: what became of each image, video and frame."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -158,3 +159,10 @@ def _full_disk_said(path: Path) -> Iterator[None]:
         raise DiffError(
             f"cannot be written: {error.strerror or error}", where=str(path), hint=hint
         ) from error
+
+
+def text_path(text: str) -> str:
+    """The path that `path_text` wrote: escapes are bytes that are not UTF-8 again."""
+    return os.fsdecode(
+        re.sub(rb"\\x([89a-f][0-9a-f])", lambda found: bytes.fromhex(found[1].decode()), text.encode())
+    )

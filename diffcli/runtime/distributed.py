@@ -153,7 +153,7 @@ def error_to_report(error: Exception) -> Exception | None:
                 "another process of this run died without a message",
                 hint="it was killed, or its machine ran out of memory; what was written is whole",
             )
-        digest = blake2b(str(error).encode(), digest_size=16).hexdigest()
+        digest = blake2b(str(error).encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
         return error if here.store.add(f"reported/{digest}", 1) == 1 else None
     except RuntimeError:  # no store any more
         return error
