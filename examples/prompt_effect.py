@@ -12,7 +12,8 @@ nothing. This prints, for any backbone that `model.backbone.source` takes and an
 - where a word acts: the area under the ROC curve of |eps(word) - eps("")| against the mask of its class on the latent
   grid, averaged over images. 0.5 is chance.
 
-Latents are noised to each timestep with one draw an image. Nothing is trained.
+Latents are noised to each timestep with one draw an image. Nothing is trained. Large images cost much: Stable Diffusion
+is best asked with `--crop 512`.
 """
 
 import argparse
@@ -40,6 +41,8 @@ CLASSES = len(CITYSCAPES_CLASSES)
 PRESENT = 0.01
 """Share of an image that a class fills at least to be called present; absent means no pixel at all."""
 CAPTION_WORDS = 8
+MULTIPLE = 64
+"""Sides of an image that the U-Net takes; what is beyond is cut off."""
 LOSS_TIMESTEPS = (20, 100, 250, 400, 500, 600, 700, 800)
 ROWS = 16
 """Prompts in one call of the U-Net."""
@@ -112,14 +115,13 @@ def main() -> None:
         dtype=torch.float32,
     )
     effect = measure(backbone, pictures, timesteps=options.timesteps, seed=options.seed)
-    if options.json:
-        console.print_json({**vars(effect), "mean_area": effect.mean_area})
-    else:
+    with console.json_only(options.json):
         print_tables(effect)
+        console.print_record({**vars(effect), "mean_area": effect.mean_area})
 
 
 def open_pictures(entry: DomainConfig, *, crop: int | None, seed: int) -> list[Picture]:
-    """The labelled images of a domain, or a random square of each."""
+    """The labelled images of a domain, or a random square of each, with sides that the U-Net takes."""
     domain = open_domain(entry, purpose="eval", classes=CITYSCAPES_CLASSES)
     pictures = []
     for index in range(len(domain)):
@@ -128,6 +130,8 @@ def open_pictures(entry: DomainConfig, *, crop: int | None, seed: int) -> list[P
             rng = np.random.default_rng([seed, index])
             y, x = (int(rng.integers(0, side - crop + 1)) for side in label.shape)
             image, label = image[y : y + crop, x : x + crop], label[y : y + crop, x : x + crop]
+        height, width = (side - side % MULTIPLE for side in label.shape)
+        image, label = image[:height, :width], label[:height, :width]
         counts = np.bincount(label.ravel(), minlength=256)[:CLASSES]
         order = [int(c) for c in np.argsort(-counts)]
         pictures.append(

@@ -61,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", default=["all"], help=f"all, deciding, schedules, five, or any of {', '.join(ROWS)}"
+        "--rows",
+        nargs="+",
+        default=["all"],
+        help=f"all, deciding, schedules, five, or any of {', '.join(ROWS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", type=int, default=[120, 360], help="iterations")
