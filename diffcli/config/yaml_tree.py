@@ -14,6 +14,9 @@ import yaml
 
 from diffcli.errors import ConfigError
 
+RUN_CONFIG = "config.yaml"
+"""The settings in a run folder."""
+
 MAX_BYTES = 1_000_000
 """A larger file is not a settings file (somebody passed the weights)."""
 MAX_VALUES = 100_000
@@ -159,7 +162,7 @@ def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
 def _read_text(path: Path) -> str:
     """The text of a settings file; a pipe of the shell (/dev/fd/63, /dev/stdin) will do."""
     if path.is_dir():
-        config = path / "config.yaml"
+        config = path / RUN_CONFIG
         hint = f"its settings: {config}" if config.exists() else "give the YAML file itself"
         raise ConfigError("this is a folder, not a settings file", where=str(path), hint=hint)
     if path.exists() and not path.is_file() and path.parts[:2] != ("/", "dev"):

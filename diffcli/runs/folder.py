@@ -10,13 +10,14 @@ from typing import Any
 
 from diffcli.config.file import load_config
 from diffcli.config.settings import RunConfig
+from diffcli.config.yaml_tree import RUN_CONFIG
 from diffcli.errors import CheckpointError, ConfigError, DiffError
 from diffcli.runs.hub import PREFIX, run_path
 
 RUNS = Path("runs")
 """Folder of all runs, in the working directory."""
 
-CONFIG = "config.yaml"
+CONFIG = RUN_CONFIG
 """The resolved settings."""
 VERSIONS = "versions.json"
 """What it ran with."""

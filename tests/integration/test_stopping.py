@@ -73,7 +73,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 120) -> None:
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -105,7 +105,7 @@ def test_a_signal_to_the_whole_group_saves(tmp_path: Path, start: Start, number:
     until(trained(tmp_path / "runs/tiny", iterations=6), process)
     assert len(workers_of(process)) == 2
     os.killpg(process.pid, number)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 128 + number, words
     assert words.count("stopped at iteration") == 1
     assert "Traceback" not in words
@@ -118,7 +118,7 @@ def test_a_stop_while_the_program_starts(tmp_path: Path, start: Start) -> None:
         process = start()
         time.sleep(delay)
         os.killpg(process.pid, signal.SIGTERM)
-        _, words = process.communicate(timeout=60)
+        _, words = process.communicate(timeout=240)
         if process.returncode == -signal.SIGTERM:
             assert delay == 0.3, "Python itself had hardly started"
             continue
@@ -130,11 +130,11 @@ def test_a_stop_in_the_last_evaluation(tmp_path: Path, start: Start) -> None:
     process = start(iterations=2)
     until(lambda: (tmp_path / "runs/tiny" / RESUME).is_file(), process)
     os.killpg(process.pid, signal.SIGTERM)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 143, words
     assert not (tmp_path / "runs/tiny" / REPORT).exists()
     again = start("--resume", iterations=2)
-    _, words = again.communicate(timeout=120)
+    _, words = again.communicate(timeout=240)
     assert again.returncode == 0, words
     assert [line["iteration"] for line in lines(tmp_path / "runs/tiny")] == [2, 2]
 
@@ -144,7 +144,7 @@ def test_a_killed_worker_is_one_line_and_the_run_is_saved(tmp_path: Path, start:
     until(trained(tmp_path / "runs/tiny", iterations=3), process)
     for worker in workers_of(process):
         os.kill(worker, signal.SIGKILL)
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "a loading process was killed" in words
     assert "runtime.data_workers" in words
@@ -176,7 +176,7 @@ def test_a_live_run_is_not_resumed_a_second_time(tmp_path: Path, start: Start) -
     first = start()
     until(lambda: (tmp_path / "runs/tiny" / RESUME).is_file(), first)
     second = start("--resume")
-    _, words = second.communicate(timeout=60)
+    _, words = second.communicate(timeout=240)
     assert second.returncode == 1
     assert f"runs/tiny: process {first.pid} on" in words
     assert first.poll() is None
@@ -193,7 +193,7 @@ def test_a_closed_terminal(tmp_path: Path, start: Start) -> None:
     )
     os.close(ours)
     os.killpg(process.pid, signal.SIGHUP)
-    assert process.wait(timeout=60) == 129
+    assert process.wait(timeout=240) == 129
     assert (folder / RESUME).is_file()
     assert not (folder / LOCK).exists()
 
@@ -211,7 +211,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_is_whole(tmp_path: Path,
     assert first.wait(timeout=120) == 0
     size = (tmp_path / "runs/tiny" / LAST).stat().st_size
     process = start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, 2 * size)))
-    _, words = process.communicate(timeout=120)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "resume.safetensors: cannot be written: File too large" in words
     assert "Traceback" not in words
@@ -222,7 +222,7 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path: Path, start: Start) -> Non
     process = start()
     until(trained(tmp_path / "runs/tiny", iterations=3), process)
     (tmp_path / "runs/tiny").rename(tmp_path / "gone")
-    _, words = process.communicate(timeout=60)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "the run folder was moved or removed while it trained" in words
     assert "Traceback" not in words
@@ -247,7 +247,7 @@ def as_in_a_container(tmp_path: Path) -> Iterator[list[str]]:
 
 def test_hardly_any_shared_memory(tmp_path: Path, start: Start) -> None:
     """Batches need none; where not even a worker can be started, the main process loads."""
-    start(iterations=4, workers=3).communicate(timeout=120)
+    start(iterations=4, workers=3).communicate(timeout=240)
     with as_in_a_container(tmp_path) as command:
         done = subprocess.run(
             [*command, sys.executable, "-m", "diffcli", "train", "tiny.yaml"],
@@ -268,7 +268,7 @@ def test_few_open_files(tmp_path: Path, start: Start) -> None:
         workers=32,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)),
     )
-    _, words = process.communicate(timeout=120)
+    _, words = process.communicate(timeout=240)
     assert process.returncode == 0, words
     assert "32 loading processes cannot be started" in words
     assert "--shm-size" in words
