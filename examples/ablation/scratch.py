@@ -88,7 +88,9 @@ class ScratchModel(SegmentationModel):
     def __init__(self, config: ModelConfig, network: UNet, *, device: torch.device) -> None:
         self.config, self.network, self.precision = config, network, "float32"
         self.extractor: Any = SimpleNamespace(
-            backbone=SimpleNamespace(evaluations=0, device=device, multiple=2 ** (len(LEVELS) - 1))
+            backbone=SimpleNamespace(
+                evaluations=0, device=device, multiple=2 ** (len(LEVELS) - 1), downsample=1
+            )
         )
 
     @torch.no_grad()
