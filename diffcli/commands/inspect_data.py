@@ -168,14 +168,14 @@ def _picture_path(output: Path, name: str, *, taken: Sequence[Path]) -> Path:
 
 def _panels(domain: Domain, found: Survey) -> list[Panel]:
     """Samples spread evenly over the sound ones. One that turns out not to decode becomes a fault in `found`."""
-    sound = [i for i, look in enumerate(found.looks) if not look.faults]
+    sound = [i for i, one in enumerate(found.samples) if not one.faults]
     shown = [sound[i * len(sound) // PANELS] for i in range(PANELS)] if len(sound) > PANELS else sound
     panels = []
     for i in shown:
         try:
             panels.append(Panel(domain.samples[i].id, *domain.load(i)))
         except DiffError as error:
-            found.looks[i] = replace(found.looks[i], faults=(error,))
+            found.samples[i] = replace(found.samples[i], faults=(error,))
     return panels
 
 
@@ -267,13 +267,11 @@ def _labelled(domain: Domain) -> int:
 
 
 def _sizes(found: Survey) -> list[tuple[object, int]]:
-    return list(Counter(look.image for look in found.looks if look.image).most_common())
+    return list(Counter(one.image for one in found.samples if one.image).most_common())
 
 
 def _of_other_size(found: Survey) -> int:
-    return sum(
-        not look.faults and look.label is not None and look.label != look.image for look in found.looks
-    )
+    return sum(not one.faults and one.label is not None and one.label != one.image for one in found.samples)
 
 
 def _ignored(found: Survey) -> float:

@@ -35,9 +35,9 @@ def known_domain(name: str) -> DomainSpec:
 def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig]:
     """What `--domain` means: one name or a comma list.
 
-    acdc is its four conditions and all of them together, miniworld its five unseen looks, and all is every domain to
-    evaluate on that is below `root`, or below DIFFCLI_DATA (with none there, the miniature world). `root` is the folder
-    that holds the domains' folders, or the domain's folder itself (`find_root`).
+    acdc is its four conditions and all of them together, miniworld its five unseen appearances, and all is every
+    domain to evaluate on that is below `root`, or below DIFFCLI_DATA (with none there, the miniature world). `root` is
+    the folder that holds the domains' folders, or the domain's folder itself (`find_root`).
 
     Raises:
         ConfigError: an unknown name, an empty list, or a root for domains that are rendered.
