@@ -230,9 +230,9 @@ a random *pretraining appearance*. Evaluation scenes come from other seeds.
 
 **Captions are image-level labels.** A caption is a list of up to eight of the classes that are visible in the crop and
 of words for its appearance ("dark", "hazy", ...), in random order; 15 % are empty, because the method reads features
-with the empty prompt. The last stage also uses, as such labels, which classes are in crops of 32x32 pixels, an
-eighth of a picture's width; where in a crop they are is told nowhere. No pixel label is used, but whoever compares with
-a backbone that saw no labels should know.
+with the empty prompt. The last stage also uses which classes are in crops of 32x32 pixels, on a
+fixed grid of 4 by 8 crops in 200 pictures. Such labels are finer than those of whole pictures, though nothing says
+where in a crop a class is. No pixel label is used, but whoever compares with a backbone that saw no labels should know.
 
 For every appearance parameter the pretraining ranges are apart from those of all six domains (the source domain too);
 `tests/data/test_miniworld.py` checks it. Geometry, and the colours of things before `hue` and `saturation` act, come
