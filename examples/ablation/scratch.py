@@ -130,7 +130,10 @@ class Training:
             self._restore()
 
     def _restore(self) -> None:
-        state = torch.load(self.folder / RESUME, map_location="cpu", weights_only=True)
+        with (self.folder / RESUME).open(
+            "rb"
+        ) as file:  # of a path, torch.load takes the suffix for the format
+            state = torch.load(file, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.elapsed, self.metrics = state["iteration"], state["elapsed"], state["metrics"]

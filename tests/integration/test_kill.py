@@ -1,4 +1,7 @@
-"""Training that is killed at any moment and resumed ends with the very weights of one that is not."""
+"""Training that is killed 50 times and resumed ends with the very weights of one that is not.
+
+The short form is in test_stopping.py.
+"""
 
 import json
 import os
@@ -15,7 +18,9 @@ from diffcli.config.file import dump_config
 from diffcli.runs.folder import LAST, METRICS, REPORT, RESUME
 from tests.fixtures.training import metrics, start, tiny_config
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
+
+KILLS = 50
 
 
 def train_until(moment: float, *, cwd: Path, repository: Path) -> bool:
@@ -46,18 +51,9 @@ def lines(cwd: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
 
-@pytest.mark.parametrize(
-    ("kills", "iterations"),
-    [
-        pytest.param(2, 10, id="short"),
-        pytest.param(50, 1500, id="long", marks=pytest.mark.nightly),
-    ],
-)
-def test_killed_and_resumed_it_ends_the_same(
-    kills: int, iterations: int, tmp_path: Path, repository: Path
-) -> None:
+def test_killed_and_resumed_it_ends_the_same(tmp_path: Path, repository: Path) -> None:
     """SIGKILL at random moments, so also while a checkpoint is written."""
-    config = tiny_config(train__iterations=iterations, train__checkpoint_interval=2, train__batch_size=1)
+    config = tiny_config(train__iterations=1500, train__checkpoint_interval=2, train__batch_size=1)
     straight = start(config, tmp_path / "straight")
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -65,12 +61,12 @@ def test_killed_and_resumed_it_ends_the_same(
     moments = random.Random(0)
     killed = 0
     while not train_until(
-        moments.uniform(0, 0.3) if killed < kills else 3600, cwd=folder, repository=repository
+        moments.uniform(0, 0.3) if killed < KILLS else 3600, cwd=folder, repository=repository
     ):
         killed += 1
         saved = folder / "runs" / "tiny"
         assert not (saved / REPORT).exists()
-    assert killed > 0
+    assert killed == KILLS
     resumed = folder / "runs" / "tiny"
     assert (resumed / LAST).read_bytes() == (straight / LAST).read_bytes()
     assert metrics(resumed) == metrics(straight)
