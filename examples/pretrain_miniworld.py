@@ -31,6 +31,7 @@ from miniworld_model import (
     build_vae,
 )
 from miniworld_trainer import Trainer
+from miniworld_words import Scenes, train_words
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -39,7 +40,7 @@ from transformers import CLIPTokenizer
 from diffcli.data.miniworld import Appearance, render_random
 
 HELD_OUT_SEED = 1_000_000
-STAGES = ("data", "vae", "decoder", "unet", "unet2", "export")
+STAGES = ("data", "vae", "decoder", "unet", "unet2", "words", "export")
 
 
 def style_words(look: Appearance) -> list[str]:
@@ -191,21 +192,25 @@ def psnr(vae: AutoencoderKL, images: Tensor) -> float:
 
 def load_vae(work: Path) -> AutoencoderKL:
     """The best autoencoder, its scaling factor set so that latents have unit deviation."""
-    saved = torch.load(work / "vae_best.pt", weights_only=True)["weights"]
+    saved = torch.load(work / "vae_best.pt", weights_only=True)
     vae = build_vae().eval().requires_grad_(False)
-    vae.load_state_dict(saved["vae"])
-    with torch.no_grad():
-        latents = vae.encode(to_tensor(load_split(work, "train")[0][:64])).latent_dist.mean
-    vae.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    vae.load_state_dict(saved["weights"]["vae"])
+    if "scaling_factor" in saved:
+        scale = float(saved["scaling_factor"])
+    else:
+        with torch.no_grad():
+            latents = vae.encode(to_tensor(load_split(work, "train")[0][:64])).latent_dist.mean
+        scale = round(1 / float(latents.std()), 5)
+    vae.register_to_config(scaling_factor=scale)
     return vae
 
 
 @torch.no_grad()
-def encode_split(work: Path, split: str, vae: AutoencoderKL) -> NDArray[np.float16]:
-    """Scaled latents (N, 4, H/4, W/4) of a split, kept on disk; scenes of odd number are mirrored."""
+def encode_split(work: Path, split: str, vae: AutoencoderKL, count: int | None = None) -> NDArray[np.float16]:
+    """Scaled latents (N, 4, H/4, W/4) of a split or its first `count` scenes, kept on disk; odd scenes are mirrored."""
     path = work / f"latents_{split}.npy"
     if not path.exists():
-        images = load_split(work, split)[0]
+        images = load_split(work, split)[0][:count]
         shape = (len(images), 4, images.shape[1] // 4, images.shape[2] // 4)
         latents = np.lib.format.open_memmap(path.with_suffix(".tmp.npy"), "w+", np.float16, shape)
         for start in tqdm(range(0, len(images), 8), desc=f"encode {split}", mininterval=10):
@@ -216,7 +221,7 @@ def encode_split(work: Path, split: str, vae: AutoencoderKL) -> NDArray[np.float
             ).numpy()
         latents.flush()
         path.with_suffix(".tmp.npy").replace(path)
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r")[:count]
 
 
 def caption(classes: NDArray[np.uint8], styles: list[str], rng: np.random.Generator) -> str:
@@ -323,6 +328,29 @@ def train_unet(work: Path, plan: Round, *, batch: int, seed: int, start: Path | 
             trainer.keep_if_best(float(errors.mean()), step, trainer.average.state_dict())
 
 
+# --- words ----------------------------------------------------------------------------------------
+
+
+def start_from(folder: Path, work: Path) -> None:
+    """Put the weights of a pipeline where `vae` and `unet2` leave theirs, unless these have run."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    vae, parts = pipeline.vae, {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    kept: dict[str, dict[str, object]] = {
+        "vae": {"weights": {"vae": vae.state_dict()}, "scaling_factor": vae.config.scaling_factor},
+        "unet2": {"weights": nn.ModuleDict(parts).state_dict()},
+    }
+    for stage, saved in kept.items():
+        if not (work / f"{stage}_best.pt").exists():
+            torch.save(saved, work / f"{stage}_best.pt")
+
+
+def load_scenes(work: Path, split: str, count: int | None = None) -> Scenes:
+    """Latents, labels and style words of a split, or of its first `count` scenes."""
+    _, labels, styles = load_split(work, split)
+    latents = encode_split(work, split, load_vae(work), count)
+    return Scenes(latents, labels[: len(latents)], styles[: len(latents)])
+
+
 # --- export ---------------------------------------------------------------------------------------
 
 
@@ -330,7 +358,8 @@ def load_pipeline(work: Path) -> StableDiffusionPipeline:
     """The pipeline of the best checkpoints so far, float32."""
     tokenizer = build_tokenizer(work / "tokenizer")
     model, vae = build_generator(tokenizer, 0), load_vae(work)
-    best = next(path for path in (work / "unet2_best.pt", work / "unet_best.pt") if path.exists())
+    rounds = (work / f"{name}_best.pt" for name in ("words", "unet2", "unet"))
+    best = next(path for path in rounds if path.exists())
     model.load_state_dict(torch.load(best, weights_only=True)["weights"])
     if (work / "decoder_best.pt").exists():
         decoder = torch.load(work / "decoder_best.pt", weights_only=True)["weights"]
@@ -351,7 +380,7 @@ def export(work: Path, out: Path, *, seed: int) -> None:
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)
     random = build_generator(pipeline.tokenizer, seed)["unet"].eval()
-    write_card(work, out, seed=seed, random=random, scenes=len(load_split(work, "train")[2]))
+    write_card(work, out, seed=seed, random=random, scenes=len(load_split(work, "train")[0]))
 
 
 def main() -> None:
@@ -375,6 +404,9 @@ def main() -> None:
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--unet-steps", type=int, default=4500)
     parser.add_argument("--unet2-steps", type=int, default=5000)
+    parser.add_argument("--words-steps", type=int, default=600)
+    parser.add_argument("--words-scenes", type=int, default=3200, help="scenes that `words` trains on")
+    parser.add_argument("--start", type=Path, help="folder of a pipeline whose weights `words` starts from")
     parser.add_argument(
         "--threads", type=int, default=1, help="torch threads; more than free cores slows everything"
     )
@@ -406,6 +438,24 @@ def main() -> None:
     if "unet2" in options.stages:
         second = Round("unet2", options.unet2_steps, rate=4e-4, whole_every=3, key=6)
         train_unet(options.work, second, batch=8, seed=options.seed, start=options.work / "unet_best.pt")
+    if "words" in options.stages:
+        if options.start:
+            start_from(options.start, options.work)
+        tokenizer = build_tokenizer(options.work / "tokenizer")
+        model = build_generator(tokenizer, options.seed)
+        model.load_state_dict(torch.load(options.work / "unet2_best.pt", weights_only=True)["weights"])
+        train_words(
+            options.work,
+            model.half().float(),
+            tokenizer,
+            load_scenes(options.work, "train", options.words_scenes),
+            load_scenes(options.work, "held_out"),
+            steps=options.words_steps,
+            text_steps=500,
+            where_steps=300,
+            rate=2e-3,
+            seed=options.seed,
+        )
     if "export" in options.stages:
         export(options.work, options.out, seed=options.seed)
 

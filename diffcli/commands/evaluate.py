@@ -12,13 +12,15 @@ from diffcli import __version__
 from diffcli.commands.tables import print_report, print_table
 from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
+from diffcli.data.mapping import problem_lines
+from diffcli.data.overlap import shared_samples
 from diffcli.errors import ConfigError, DataError, DiffError
 from diffcli.evaluation.domains import DomainChoice, match_classes, wanted_domains
 from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain
 from diffcli.evaluation.files import choose_examples, write_reports
 from diffcli.evaluation.parts import score_all
 from diffcli.evaluation.report import Report, build_report
-from diffcli.evaluation.tables import comparison, markdown
+from diffcli.evaluation.tables import comparison, markdown, overlap_lines
 from diffcli.files import hold_lock, write_text
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
@@ -82,6 +84,8 @@ def run(request: Request) -> None:
             console.say(f"run {trained.name}")
         if result.scores:
             print_report(result.report)
+            for line in overlap_lines(result.report):
+                console.warn(line)
             console.say(f"reports: {folder}")
     reports = [result.report.as_json() for result in results]
     console.print_record({"runs": reports} if several else reports[0])
@@ -140,11 +144,13 @@ def _evaluate(
         if scores is not None:
             result.scores.append(scores)
             result.examples.append(distributed.broadcast(partial(choose_examples, segmenter, domain, scores)))
+    shared = _trained_on(trained, domains)
     result.report = build_report(
         result.scores,
         model=model.config,
         settings=settings,
         matches=matches,
+        shared=shared,
         diffcli=__version__,
         run=str(trained.path),
         checkpoint=trained.weights.name,
@@ -154,6 +160,15 @@ def _evaluate(
         precision=model.precision,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _trained_on(trained: OpenRun, domains: Sequence[Domain]) -> dict[str, int]:
+    """Domain -> images that the run was trained on, as far as its training set is on this machine."""
+    try:
+        source = open_domain(trained.config.data.train, purpose="train", classes=trained.config.model.classes)
+    except DiffError:
+        return {}
+    return {domain.name: len(shared_samples(source, domain)) for domain in domains}
 
 
 def _open_domains(result: Result, entries: Sequence[DomainConfig]) -> list[Domain]:
@@ -263,9 +278,7 @@ def _raise_problems(results: Sequence[Result]) -> None:
         lines.append(
             f"  - {one.name}: {one.skipped} of {one.skipped + one.samples} images are not in its scores:"
         )
-        lines += [f"      {str(problem).splitlines()[0]}" for problem in one.problems]
+        lines += [f"      {line}" for line in problem_lines(one.problems)]
     done = any(result.scores for result in results)
     what = "not every domain was evaluated in full" if done else "nothing was evaluated"
-    raise DataError(
-        "\n".join([what, *lines]), hint="fix or remove these files; the rest is evaluated and written"
-    )
+    raise DataError("\n".join([what, *lines]), hint="fix these; the rest is evaluated and written")

@@ -1,4 +1,4 @@
-"""`diff data inspect`: what lies in a set of images and labels, and all that is wrong with it, before training starts.
+"""`diff data inspect`: what a set of images and labels holds, and all that is wrong with it, before training starts.
 
 A sample that cannot be used never stops the others from being looked at; at the end it makes the exit code 1.
 """
@@ -57,11 +57,18 @@ def run(request: Request) -> None:
     entries = _entries(request.domains, request.root, config)
     if request.split is not None:
         entries = [entry.model_copy(update={"split": request.split}) for entry in entries]
-    opened = [one for entry in entries for one in _open_splits(entry, model)]
+    problems: list[str] = []
+    opened = []
+    for entry in entries:
+        try:
+            opened += list(_open_splits(entry, model))
+        except DataError as error:
+            if len(entries) == 1:
+                raise
+            problems.append(str(error))
     _refuse_inside(output, [one for _, one in opened])
     check_writable(output)
     records: list[dict[str, Any]] = []
-    problems: list[str] = []
     for name, one in opened:
         found = _survey(name, one)
         picture = _picture_path(output, name, taken=[record["picture"] for record in records])
@@ -143,7 +150,7 @@ def _refuse_inside(output: Path, domains: Sequence[Domain]) -> None:
         for files in filter(None, (images, labels)):
             if _common_folder(files).resolve() in (here, *here.parents):
                 raise DataError(
-                    "this lies inside the dataset", where=str(output), hint="choose another folder with -o"
+                    "this is inside the dataset", where=str(output), hint="choose another folder with -o"
                 )
 
 
@@ -161,14 +168,14 @@ def _picture_path(output: Path, name: str, *, taken: Sequence[Path]) -> Path:
 
 def _panels(domain: Domain, found: Survey) -> list[Panel]:
     """Samples spread evenly over the sound ones. One that turns out not to decode becomes a fault in `found`."""
-    sound = [i for i, look in enumerate(found.looks) if not look.faults]
+    sound = [i for i, one in enumerate(found.samples) if not one.faults]
     shown = [sound[i * len(sound) // PANELS] for i in range(PANELS)] if len(sound) > PANELS else sound
     panels = []
     for i in shown:
         try:
             panels.append(Panel(domain.samples[i].id, *domain.load(i)))
         except DiffError as error:
-            found.looks[i] = replace(found.looks[i], faults=(error,))
+            found.samples[i] = replace(found.samples[i], faults=(error,))
     return panels
 
 
@@ -260,13 +267,11 @@ def _labelled(domain: Domain) -> int:
 
 
 def _sizes(found: Survey) -> list[tuple[object, int]]:
-    return list(Counter(look.image for look in found.looks if look.image).most_common())
+    return list(Counter(one.image for one in found.samples if one.image).most_common())
 
 
 def _of_other_size(found: Survey) -> int:
-    return sum(
-        not look.faults and look.label is not None and look.label != look.image for look in found.looks
-    )
+    return sum(not one.faults and one.label is not None and one.label != one.image for one in found.samples)
 
 
 def _ignored(found: Survey) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffcli.config.settings import EvalConfig
+from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED, EvalConfig
 from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
 from diffcli.prediction.coco import write_coco
@@ -153,7 +153,13 @@ def _open(request: Request) -> Source:
         from diffcli.prediction.trained import open_source  # takes seconds: after what can be wrong at once
 
         assert request.run is not None, "a run or exported networks"
-        return open_source(request.run, overrides=request.overrides)
+        source = open_source(request.run, overrides=request.overrides)
+        if source.run.config.model.backbone.source == EMBEDDED:
+            console.say(
+                f"the diffusion model of {source.path} knows a toy world only; for photographs, train with "
+                f"model.backbone.source: {DEFAULT_BACKBONE}"
+            )
+        return source
     asked = {
         "--run": request.run,
         "--reference": request.reference,

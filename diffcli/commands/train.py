@@ -39,6 +39,7 @@ from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
 from diffcli.training.init_from import initialise
 from diffcli.training.loop import fit
+from diffcli.training.prompts import prompts_unheard
 from diffcli.training.resume import restore
 from diffcli.training.run_folder import check_space, locked_run, removed_on_failure
 from diffcli.training.samples import check_samples, open_domains, training_set
@@ -100,6 +101,10 @@ def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator, *, resum
         if config.train.init_from is not None and not resume:
             initialise(model, config.train.init_from, runs=folder.parent)
         check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
+        if config.train.loss.ipkl and accelerator.is_main_process:
+            unheard = prompts_unheard(samples, model.extractor)
+            if unheard:
+                console.warn(unheard)
     return build_trainer(
         config,
         folder=folder,

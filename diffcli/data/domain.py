@@ -19,11 +19,11 @@ from diffcli.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One scene of the miniature world: `render(seed, index, look)`."""
+    """One scene of the miniature world: `render(seed, index, appearance)`."""
 
     seed: int
     index: int
-    look: str
+    appearance: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +138,10 @@ class Domain:
     def _render(self, scene: Scene) -> tuple[Image, Label]:
         size = self.resize
         if size is None:
-            image, label = render(scene.seed, scene.index, scene.look)
+            image, label = render(scene.seed, scene.index, scene.appearance)
         else:
             drawn = (-(-size.height // 64) * 64, -(-size.width // 64) * 64)
-            image, label = render(scene.seed, scene.index, scene.look, size=drawn)
+            image, label = render(scene.seed, scene.index, scene.appearance, size=drawn)
             image, label = resize_image(image, size), resize_label(label, size)
         return image, self._rendered_ids.convert(label)
 

@@ -4,7 +4,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +17,7 @@ from diffcli.data.headers import image_size
 from diffcli.data.labels import LabelReader, read_pixels
 from diffcli.data.listing import archives, find_pairs, find_places, walk_images
 from diffcli.data.mapping import Value
-from diffcli.data.patterns import ID, SPLIT, split_name
+from diffcli.data.patterns import ID, SPLIT, Affixes, common_affixes, split_name
 from diffcli.data.statistics import in_parallel
 from diffcli.errors import DataError, DiffError
 
@@ -196,23 +195,14 @@ def _pairings(image: _Group, labels: Sequence[_Group]) -> Iterator[tuple[int, di
                 break
 
 
-def _affixes(image: _Group, label: _Group) -> Iterator[tuple[str, str, str, str]]:
-    """Prefix and suffix of the images' names and of the labels': none, or what one pair of names suggests."""
+def _affixes(image: _Group, label: _Group) -> Iterator[Affixes]:
+    """Prefix and suffix of the images' names and of the labels': none, or those that pair most of them."""
     yield "", "", "", ""
-    if ID in image.pattern or ID in label.pattern:
-        return
-    names = [
-        os.path.basename(key) for key, _ in label.files[:: max(len(label.files) // _PROBES, 1)][:_PROBES]
-    ]
-    for name in names:
-        best = (0, ("", "", "", ""))
-        for key, _ in image.files[:400]:
-            other = os.path.basename(key)
-            match = SequenceMatcher(None, other, name, autojunk=False).find_longest_match()
-            if match.size > best[0]:
-                a, b, size = match
-                best = (size, (other[:a], other[a + size :], name[:b], name[b + size :]))
-        yield best[1]
+    if ID not in image.pattern and ID not in label.pattern:
+        names = [[os.path.basename(key) for key, _ in group.files] for group in (image, label)]
+        found = common_affixes(*names)
+        if found is not None:
+            yield found
 
 
 def _keys(group: _Group, before: str, after: str) -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffcli.classes import IGNORE_ID
-from diffcli.errors import DataError
+from diffcli.errors import DataError, DiffError
 
 Value = Any
 """A value (int) or a colour (red, green, blue) of a label file."""
@@ -54,6 +54,15 @@ def all_outside(faults: Sequence[OutsideMapping], *, total: int) -> DataError:
         where=str(Path(str(first.where)).parent),
         hint=mapping_hint(first.setting, pixels, total=total, files=files),
     )
+
+
+def problem_lines(faults: Sequence[DiffError]) -> list[str]:
+    """A line for each fault; values outside the mapping of several files come together, with the lines to add."""
+    outside = [fault for fault in faults if isinstance(fault, OutsideMapping)]
+    others = [str(fault).splitlines()[0] for fault in faults if not isinstance(fault, OutsideMapping)]
+    if not outside:
+        return others
+    return [*others, *str(all_outside(outside, total=sum(fault.total for fault in outside))).splitlines()]
 
 
 def counted(faults: Sequence[OutsideMapping]) -> tuple[Counter[Value], Counter[Value]]:

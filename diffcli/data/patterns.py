@@ -2,7 +2,9 @@
 
 import re
 import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cached_property
 
 from diffcli.data.domains import SPLITS
@@ -122,6 +124,38 @@ def split_part(text: str) -> tuple[str, re.Pattern[str]] | None:
     name = re.escape(after).replace(re.escape(ID), ".+").replace(re.escape(SPLIT), "(?P=split)")
     before = re.escape(before).replace(re.escape(ID), ".+")
     return "/".join(parts[:at]), re.compile(f"{before}(?P<split>.+?){name}", re.DOTALL)
+
+
+Affixes = tuple[str, str, str, str]
+"""Prefix and suffix of the images' names, prefix and suffix of the labels'."""
+
+
+def common_affixes(images: Sequence[str], labels: Sequence[str]) -> Affixes | None:
+    """What names of images and labels have around the part that pairs them; None where at most half would pair.
+
+    A few labels are compared with many images: the longest text that two names have in common is taken for {id}.
+    """
+    best, most = None, min(len(set(images)), len(set(labels))) // 2
+    for label in labels[:: max(len(labels) // 3, 1)][:3]:
+        affixes = max((_around(image, label) for image in images[:400]), default=(0, ("", "", "", "")))[1]
+        count = len(set(_inner(images, *affixes[:2])) & set(_inner(labels, *affixes[2:])))
+        if count > most:
+            best, most = affixes, count
+    return best
+
+
+def _around(image: str, label: str) -> tuple[int, Affixes]:
+    """(letters in common, affixes) of two names."""
+    start, other, size = SequenceMatcher(None, image, label, autojunk=False).find_longest_match()
+    while size and start and other and not image[start].isalnum():  # rgb_ and ss_ rather than rgb and ss
+        start, other, size = start + 1, other + 1, size - 1
+    return size, (image[:start], image[start + size :], label[:other], label[other + size :])
+
+
+def _inner(names: Sequence[str], before: str, after: str) -> Iterator[str]:
+    for name in names:
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+            yield name[len(before) : len(name) - len(after)]
 
 
 def is_archive(name: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.config.domain import DomainConfig, domain_config
 from diffcli.data.domains import DOMAINS, DomainSpec, LabelEncoding, LabelFiles, vistas_train_id
-from diffcli.data.listing import describe, find_pairs, find_places
+from diffcli.data.listing import Place, describe, find_pairs, find_places
 from diffcli.data.patterns import is_archive
 from diffcli.errors import ConfigError, DataError
 
@@ -35,9 +35,9 @@ def known_domain(name: str) -> DomainSpec:
 def expand_domains(names: str, *, root: Path | None = None) -> list[DomainConfig]:
     """What `--domain` means: one name or a comma list.
 
-    acdc is its four conditions and all of them together, miniworld its five unseen looks, and all is every domain to
-    evaluate on that is below `root`, or below DIFFCLI_DATA (with none there, the miniature world). `root` is the folder
-    that holds the domains' folders, or the domain's folder itself (`find_root`).
+    acdc is its four conditions and all of them together, miniworld its five unseen appearances, and all is every
+    domain to evaluate on that is below `root`, or below DIFFCLI_DATA (with none there, the miniature world). `root` is
+    the folder that holds the domains' folders, or the domain's folder itself (`find_root`).
 
     Raises:
         ConfigError: an unknown name, an empty list, or a root for domains that are rendered.
@@ -83,7 +83,7 @@ def _can_be_evaluated(spec: DomainSpec, data: Path | None) -> bool:
     root = None if data is None else _folder_of(spec, data)
     if root is None:
         return False
-    places = [place for place in find_places(root, spec.layouts) if place.name in (spec.eval_split, "")]
+    places = [place for place in _readable_places(spec, root) if place.name in (spec.eval_split, "")]
     return any(pair.label is not None for place in places for pair in find_pairs(place)[0])
 
 
@@ -119,11 +119,19 @@ def _located(spec: DomainSpec, data: Path | None) -> Located:
         return Located(spec)
     root = _folder_of(spec, folder)
     images, labelled = {}, {}
-    for place in find_places(root, spec.layouts) if root is not None else ():
+    for place in _readable_places(spec, root):
         pairs, _ = find_pairs(place)
         images[place.name or "train"] = len(pairs)
         labelled[place.name or "train"] = sum(pair.label is not None for pair in pairs)
     return Located(spec, root or folder / spec.folder, images, labelled)
+
+
+def _readable_places(spec: DomainSpec, root: Path | None) -> list[Place]:
+    """The splits of a domain; none where its folder is ambiguous, which is reported where it is opened."""
+    try:
+        return [] if root is None else find_places(root, spec.layouts)
+    except DataError:
+        return []
 
 
 def _data_folder() -> Path | None:

@@ -9,7 +9,7 @@ from typing import Literal
 from diffcli.config.domain import FolderDomain, KnownDomain
 from diffcli.data.domains import DomainSpec
 from diffcli.data.listing import Missing, Pair, Place, archives, describe, find_places
-from diffcli.data.patterns import split_name
+from diffcli.data.patterns import common_affixes, split_name
 from diffcli.data.roots import other_folders
 from diffcli.errors import ConfigError, DataError
 
@@ -127,7 +127,10 @@ def nothing_here(spec: DomainSpec, root: Path, wanted: str = "") -> DataError:
         return DataError(
             f"{spec.name}: {what}, but there are archives: {names}", where=str(root), hint="unpack them"
         )
-    return DataError(f"{spec.name}: {what}", where=str(root), hint=f"expected {describe(spec.layouts)}")
+    find_out = f"; `diff init --folder {root}` finds out how it is laid out" if spec.name == "folder" else ""
+    return DataError(
+        f"{spec.name}: {what}", where=str(root), hint=f"expected {describe(spec.layouts)}{find_out}"
+    )
 
 
 def unpaired(
@@ -155,9 +158,19 @@ def unpaired(
         f"{spec.name}: no image here has a label\n     images: {images}\n     labels: {labels}",
         where=str(place.images()),
         hint=("training needs labels; " if purpose == "train" else "")
-        + f"{expected}; names that differ are paired by "
-        "image_suffix, label_suffix or a pattern: images: rgb/rgb_{id}.png, labels: ss/ss_{id}.png",
+        + f"{expected}; {_suggested(pairs, missing)}",
     )
+
+
+def _suggested(pairs: Sequence[Pair], missing: Missing) -> str:
+    """The prefixes and suffixes that would pair the names, where there are any."""
+    images, labels = [Path(pair.image).stem for pair in pairs], [path.stem for path in missing.images]
+    affixes = common_affixes(images, labels)
+    keys = ("image_prefix", "image_suffix", "label_prefix", "label_suffix")
+    found = [f"{key}: {text}" for key, text in zip(keys, affixes or (), strict=False) if text]
+    if found:
+        return f"names would pair with {', '.join(found)}"
+    return "names that differ are paired by a pattern: images: rgb/rgb_{id}.png, labels: ss/ss_{id}.png"
 
 
 def _few(folder: Path, files: Sequence[Path]) -> str:

@@ -119,7 +119,7 @@ def class_statistics(
     """Pixels of each class in each sample, from the cache where the same files were counted before.
 
     The cache is keyed by the list of label files, their sizes and times and the mapping, so that a changed folder is
-    counted again. It lies in `cache`, by default the user's cache folder (DIFFCLI_CACHE or ~/.cache/diffcli).
+    counted again. It is in `cache`, by default the user's cache folder (DIFFCLI_CACHE or ~/.cache/diffcli).
 
     Args:
         workers: threads that decode (decoding leaves the interpreter's lock).

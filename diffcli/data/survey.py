@@ -21,7 +21,7 @@ from diffcli.errors import DataError, DiffError
 
 
 @dataclass(frozen=True)
-class Look:
+class SampleFacts:
     """What one sample turned out to be."""
 
     image: Size | None = None
@@ -36,18 +36,18 @@ class Look:
 class Survey:
     """What a whole domain turned out to be; `statistics` counts the labels without faults."""
 
-    looks: list[Look]
+    samples: list[SampleFacts]
     statistics: ClassStatistics
 
     @property
     def faults(self) -> list[DiffError]:
         """All that is wrong, in the order of the samples."""
-        return [fault for look in self.looks for fault in look.faults]
+        return [fault for one in self.samples for fault in one.faults]
 
     @property
     def damaged(self) -> int:
         """Samples that cannot be used whatever the mapping is."""
-        return sum(any(not isinstance(f, OutsideMapping) for f in look.faults) for look in self.looks)
+        return sum(any(not isinstance(f, OutsideMapping) for f in one.faults) for one in self.samples)
 
     @property
     def outside(self) -> list[OutsideMapping]:
@@ -66,7 +66,7 @@ class Survey:
 def survey(
     domain: Domain, *, workers: int = 4, progress: Progress | None = None, cache: Path | None = None
 ) -> Survey:
-    """Look at every sample; a bad one is noted and the others are looked at all the same.
+    """Read every sample; a bad one is reported and costs only itself.
 
     Class statistics are taken from the cache and kept there (`class_statistics`), so that the training that follows
     need not count again. Of images only the header and the end are read, unless they raise doubts.
@@ -74,18 +74,18 @@ def survey(
     known = kept_statistics(domain, cache=cache)
     counts = np.zeros((len(domain), len(domain.classes) + 1), dtype=np.int64)
 
-    def look(index: int) -> Look:
-        return _look(domain, index, None if known else counts[index])
+    def read(index: int) -> SampleFacts:
+        return _read_sample(domain, index, None if known else counts[index])
 
-    looks = list(in_parallel(look, len(domain), workers=workers, progress=progress))
+    facts = list(in_parallel(read, len(domain), workers=workers, progress=progress))
     statistics = known or ClassStatistics(domain.classes, counts[:, :-1], counts[:, -1])
-    found = Survey(looks, statistics)
-    if known is None and not found.faults and all(look.label for look in looks):
+    found = Survey(facts, statistics)
+    if known is None and not found.faults and all(one.label for one in facts):
         keep_statistics(domain, statistics, cache=cache)
     return found
 
 
-def _look(domain: Domain, index: int, counts: np.ndarray | None) -> Look:
+def _read_sample(domain: Domain, index: int, counts: np.ndarray | None) -> SampleFacts:
     """One sample; its pixels are counted into `counts` unless they are known."""
     sample = domain.samples[index]
     faults: list[DiffError] = []
@@ -111,4 +111,4 @@ def _look(domain: Domain, index: int, counts: np.ndarray | None) -> Look:
             domain.load(index)  # knows which sizes belong together
         except DiffError as error:
             faults.append(error)
-    return Look(image, label, tuple(faults))
+    return SampleFacts(image, label, tuple(faults))

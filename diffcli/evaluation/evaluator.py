@@ -262,8 +262,8 @@ class _Samples(Dataset["_Loaded | _Failed"]):
     def __getitem__(self, index: int) -> _Loaded | _Failed:
         try:
             return _load(self.domain, index, size=self.size, takes_label=self.takes_label)
-        except DataError as error:  # a subclass may not survive the way between processes
-            return _Failed(index, DataError(error.message, where=error.where, hint=error.hint))
+        except DataError as error:
+            return _Failed(index, error)
 
 
 def _load(domain: Domain, index: int, *, size: Size | None, takes_label: bool) -> _Loaded:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffcli.config.settings import ModelConfig
+from diffcli.data.mapping import problem_lines
 from diffcli.drawing.pages import css_color, data_url, render
 from diffcli.drawing.pictures import class_palette, error_map
 from diffcli.evaluation.domains import ClassMatch
 from diffcli.evaluation.evaluator import DomainScores, Shown
 from diffcli.evaluation.report import Report
+from diffcli.evaluation.tables import overlap_lines
 
 IMAGE_WIDTH = 420
 """Images are stored at most this wide."""
@@ -48,7 +50,7 @@ def html_report(
         title=f"{heading} – evaluation",
         heading=heading,
         facts=" · ".join(f"{key} {about[key]}" for key in known if key in about),
-        warnings=[*_class_matches(about), *_left_out(scores)],
+        warnings=[*_class_matches(about), *overlap_lines(report), *_left_out(scores)],
         columns=[
             "mean IoU, classes present",
             f"mean IoU, all {len(about['classes'])} classes",
@@ -97,7 +99,7 @@ def _class_matches(about: Mapping[str, Any]) -> Iterator[str]:
 
 def _left_out(scores: Sequence[DomainScores]) -> Iterator[str]:
     for one in (one for one in scores if one.skipped):
-        problems = "\n".join(str(problem).splitlines()[0] for problem in one.problems)
+        problems = "\n".join(problem_lines(one.problems))
         total = one.skipped + one.samples
         yield f"{one.name}: {one.skipped} of {total} images are not in its scores.\n{problems}"
 

@@ -63,6 +63,8 @@ class DomainReport(Means):
     """WIDTHxHEIGHT at which the network saw the images; null: each at its own."""
     problems: list[str]
     classes_present: int
+    shared_images: int = 0
+    """Images that the run was trained on: with any, the domain is no test of generalisation."""
     class_match: ClassMatch | None = None
     """How the run's classes and the domain's were matched; null where they are the same."""
     mean_iou_of: dict[str, Share]
@@ -116,15 +118,20 @@ def build_report(
     model: ModelConfig,
     settings: EvalConfig,
     matches: Mapping[str, ClassMatch] | None = None,
+    shared: Mapping[str, int] | None = None,
     **about: Any,
 ) -> Report:
     """The report of one run.
 
     Args:
         matches: name of a domain -> how its classes were matched, where they are not the run's.
+        shared: name of a domain -> its images that the run was trained on.
         about: further fields of `Report`.
     """
-    domains = [_domain_report(one, model, (matches or {}).get(one.name)) for one in scores]
+    domains = [
+        _domain_report(one, model, (matches or {}).get(one.name), (shared or {}).get(one.name, 0))
+        for one in scores
+    ]
     *groups, overall = group_means(domains)
     return Report(
         classes=list(model.classes),
@@ -170,7 +177,9 @@ def group_means(domains: Sequence[DomainReport]) -> list[GroupReport]:
     ]
 
 
-def _domain_report(one: DomainScores, model: ModelConfig, match: ClassMatch | None) -> DomainReport:
+def _domain_report(
+    one: DomainScores, model: ModelConfig, match: ClassMatch | None, shared: int
+) -> DomainReport:
     scores, labelled = one.scores, one.counts.sum(1).tolist()
     columns = {
         "iou": scores.iou,
@@ -191,6 +200,7 @@ def _domain_report(one: DomainScores, model: ModelConfig, match: ClassMatch | No
         mean_accuracy=_defined(scores.mean_accuracy),
         classes_present=int(scores.present.sum()),
         class_match=match,
+        shared_images=shared,
         mean_iou_of=subset_means(one, model),
         per_class={
             name: ClassReport(

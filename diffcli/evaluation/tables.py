@@ -147,12 +147,22 @@ def markdown_report(report: Report) -> str:
         f"- {key}: {value}" for key, value in {**{key: about.get(key) for key in keys}, **report.eval}.items()
     ]
     tables = [summary_table(report), *([means_table(report)] if len(report.domains) > 1 else [])]
-    return "\n".join([*map(markdown, tables), *class_lines(report), *settings, ""])
+    return "\n".join([*map(markdown, tables), *class_lines(report), *overlap_lines(report), *settings, ""])
 
 
 def class_lines(report: Report) -> list[str]:
     """A sentence for each domain whose classes are not the run's."""
     return [f"{one.name}: {one.class_match}" for one in report.domains if one.class_match is not None]
+
+
+def overlap_lines(report: Report) -> list[str]:
+    """A sentence for each domain that has images in common with the training set."""
+    return [
+        f"{one.name}: {one.shared_images} of its images are in the run's training set: this is no test of "
+        "generalisation"
+        for one in report.domains
+        if one.shared_images
+    ]
 
 
 def csv_report(report: Report) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from diffcli.config.domain import MiniworldDomain
 from diffcli.config.settings import RunConfig
 from diffcli.data.batches import Batch, training_batches
 from diffcli.data.dataset import Domain, TrainingSet, open_domain
@@ -13,6 +14,7 @@ from diffcli.data.statistics import ClassStatistics, class_statistics
 from diffcli.errors import DataError, DiffError
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_data_workers
+from diffcli.runtime.words import counted
 from diffcli.training.trainer import Trainer
 
 
@@ -24,6 +26,12 @@ def open_domains(config: RunConfig) -> tuple[Domain, list[Domain]]:
     """
     classes = config.model.classes
     source = open_domain(config.data.train, purpose="train", classes=classes)
+    settings = config.data.train
+    if not isinstance(settings, MiniworldDomain) and settings.val_fraction is not None:
+        console.say(
+            f"{source.name}: val_fraction {settings.val_fraction:g} by seed {settings.val_seed} leaves "
+            f"{counted(len(source), 'sample')} to train"
+        )
     targets = [open_domain(entry, purpose="eval", classes=classes) for entry in config.data.eval]
     distributed.require_same([domain.samples for domain in (source, *targets)], what="samples")
     return source, targets

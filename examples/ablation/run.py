@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from cells import DECIDING, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
+from cells import DECIDING, FIVE, HERE, ROWS, SCHEDULES, SCRATCH, Cell, cell, finished, training_seconds
 from results import write_results
 
 from diffcli.config.file import dump_config
@@ -61,7 +61,10 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
-        "--rows", nargs="+", default=["all"], help=f"all, deciding, schedules, or any of {', '.join(ROWS)}"
+        "--rows",
+        nargs="+",
+        default=["all"],
+        help=f"all, deciding, schedules, five, or any of {', '.join(ROWS)}",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--budgets", nargs="+", type=int, default=[120, 360], help="iterations")
@@ -71,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _expanded(words: Sequence[str]) -> list[str]:
-    """The rows that `all`, `deciding`, `schedules` and names mean, each once, in the order given."""
-    groups = {"all": ROWS, "deciding": DECIDING, "schedules": SCHEDULES}
+    """The rows that `all`, `deciding`, `schedules`, `five` and names mean, each once, in the order given."""
+    groups = {"all": ROWS, "deciding": DECIDING, "schedules": SCHEDULES, "five": FIVE}
     rows = list(dict.fromkeys(row for word in words for row in groups.get(word, (word,))))
     for row in rows:
         if row not in SCRATCH and not (HERE / f"{row}.yaml").is_file():

@@ -88,7 +88,9 @@ class ScratchModel(SegmentationModel):
     def __init__(self, config: ModelConfig, network: UNet, *, device: torch.device) -> None:
         self.config, self.network, self.precision = config, network, "float32"
         self.extractor: Any = SimpleNamespace(
-            backbone=SimpleNamespace(evaluations=0, device=device, multiple=2 ** (len(LEVELS) - 1))
+            backbone=SimpleNamespace(
+                evaluations=0, device=device, multiple=2 ** (len(LEVELS) - 1), downsample=1
+            )
         )
 
     @torch.no_grad()
@@ -128,7 +130,10 @@ class Training:
             self._restore()
 
     def _restore(self) -> None:
-        state = torch.load(self.folder / RESUME, map_location="cpu", weights_only=True)
+        with (self.folder / RESUME).open(
+            "rb"
+        ) as file:  # of a path, torch.load takes the suffix for the format
+            state = torch.load(file, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.elapsed, self.metrics = state["iteration"], state["elapsed"], state["metrics"]
@@ -187,7 +192,7 @@ class Training:
             warmup_iterations=train.warmup_iterations,
         )
         logits = self.network(to_model_range(batch.images).to(self.device))
-        labels = batch.labels.to(self.device)
+        labels = batch.labels.to(self.device).long()
         loss = segmentation_loss(logits, labels, average=train.loss.average, class_weights=self.class_weights)
         if not torch.isfinite(loss):
             raise TrainingError(

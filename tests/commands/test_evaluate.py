@@ -17,12 +17,13 @@ from PIL import Image
 from diffcli.classes import CITYSCAPES_CLASSES
 from diffcli.commands import evaluate
 from diffcli.config.domain import domain_config
+from diffcli.config.file import dump_config, load_config
 from diffcli.config.settings import DataConfig, RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
 from diffcli.evaluation.domains import DomainChoice, wanted_domains
 from diffcli.runs.checkpoint import save_checkpoint
-from diffcli.runs.folder import LAST
+from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 
@@ -351,3 +352,37 @@ with hold_lock(Path({str(tmp_path / evaluate.LOCK)!r}), where=Path({str(tmp_path
             evaluate.run(evaluate.Request(runs=[tiny_run], output=tmp_path, device="cpu"))
         other.communicate()
     assert not (tmp_path / "report.json").exists()
+
+
+def test_values_outside_the_mapping_come_together(tiny_run: Path, tmp_path: Path) -> None:
+    """Not as so many damaged images: once, with their share and the line to add."""
+    root = tmp_path / "own"
+    for i in range(3):
+        label = np.full((32, 64), i, np.uint8)
+        label[:8] = 30 if i else 0
+        for folder, pixels in (("images", np.zeros((32, 64, 3), np.uint8)), ("labels", label)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(root / folder / f"{i}.png")
+    choice = DomainChoice(names="folder", root=root)
+    with pytest.raises(DataError) as caught:
+        evaluate.run(evaluate.Request(runs=[tiny_run], domains=choice, output=tmp_path / "out"))
+    words = str(caught.value)
+    assert words.count("outside the mapping") == 1
+    assert "30: 255  # 25 % of pixels in 2 files" in words
+
+
+def test_a_domain_that_the_run_was_trained_on(
+    tiny_run: Path, own_domain: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, run = own_domain(), tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    config = load_config(run / CONFIG)
+    source = domain_config("folder", root=root)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": source})})
+    (run / CONFIG).write_text(dump_config(config))
+    choice = DomainChoice(names="folder", root=root)
+    evaluate.run(evaluate.Request(runs=[run], domains=choice, output=tmp_path / "out"))
+    assert "own: 3 of its images are in the run's training set" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out/report.json").read_text())["domains"][0]["shared_images"] == 3
+    for name in ("report.md", "report.html"):
+        assert "3 of its images are in the run" in (tmp_path / "out" / name).read_text()

@@ -212,7 +212,7 @@ def test_statistics_are_shared_with_training_and_notice_a_change(sound: Folder) 
     assert np.array_equal(kept.pixels, found.statistics.pixels)
     assert np.array_equal(class_statistics(training).pixels, kept.pixels)
     again = survey(training)  # from the cache: sizes by the headers
-    assert again.looks == found.looks
+    assert again.samples == found.samples
     save(sound / "labels/a.png", np.full((2, 4), 5))
     assert kept_statistics(training) is None
     assert survey(training).statistics.pixels[0, 5] == 8
@@ -240,7 +240,7 @@ def test_a_label_of_another_scale_is_no_fault(sound: Folder) -> None:
     domain = open_domain(domain_config("folder", root=sound), purpose="train")
     found = survey(domain)
     assert not found.faults
-    assert found.looks[0].label == Size(8, 4)
+    assert found.samples[0].label == Size(8, 4)
 
 
 @pytest.mark.parametrize(

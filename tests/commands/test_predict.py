@@ -411,3 +411,18 @@ def test_equal_scores_have_equal_colours_and_the_bar_shows_them() -> None:
     ends = [drawn[0, 0], drawn[0, 199]]
     assert all((np.abs(bar.astype(int) - end).sum(-1) < 12).any() for end in ends)
     assert not np.array_equal(*score_colors(np.array([[0.2, 0.8]], np.float32))[0])
+
+
+def test_a_run_on_the_embedded_model_says_that_it_knows_a_toy_world_only(
+    tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "a.png", picture(0))
+    request = predict.Request(
+        images=[str(tmp_path / "a.png")],
+        run=tiny_run,
+        output=tmp_path / "out",
+        overrides=["model.backbone.source=embedded"],
+    )
+    with pytest.raises(DiffError):  # the tiny run's weights do not fit it
+        predict.run(request)
+    assert "knows a toy world only" in capsys.readouterr().err

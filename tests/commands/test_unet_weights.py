@@ -98,8 +98,10 @@ def test_check_looks_for_them(cli: Callable[..., CompletedProcess[str]], tmp_pat
     done = cli("check", "a.yaml", "--set", f"{key}=none.safetensors")
     assert done.returncode == 1
     assert "none.safetensors: no such file" in done.stderr
+    (tmp_path / "a.pth").touch()
     assert "pickled" in cli("check", "a.yaml", "--set", f"{key}=a.pth").stderr
-    (tmp_path / "tuned.safetensors").touch()
+    own = Path(diffcli.__file__).parent / "assets/miniworld-sd/unet/diffusion_pytorch_model.safetensors"
+    shutil.copyfile(own, tmp_path / "tuned.safetensors")
     done = cli("check", "a.yaml", "--set", f"{key}=tuned.safetensors", "--json")
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "tuned.safetensors") in json.loads(done.stdout)["backbone"]

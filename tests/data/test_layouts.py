@@ -327,9 +327,9 @@ def test_miniworld_splits_never_share_a_scene() -> None:
 
 def test_miniworld_is_clean_to_train_and_the_five_others_to_evaluate() -> None:
     source = open_domain(domain_config("miniworld", count=3), purpose="train")
-    assert {sample.scene.look for sample in source.samples if sample.scene} == {"clean"}
+    assert {sample.scene.appearance for sample in source.samples if sample.scene} == {"clean"}
     unseen = open_domain(domain_config("miniworld", count=3), purpose="eval")
-    assert {sample.scene.look for sample in unseen.samples if sample.scene} == {
+    assert {sample.scene.appearance for sample in unseen.samples if sample.scene} == {
         "night",
         "fog",
         "rain",

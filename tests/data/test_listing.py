@@ -154,6 +154,7 @@ def test_limit_spreads_evenly(own_folder: OwnFolder) -> None:
     assert [sample.id for sample in domain.samples] == ["0", "2", "5", "7"]
 
 
+@pytest.mark.slow
 @needs_links
 def test_listing_100_000_files_stays_under_two_seconds(tmp_path: Path) -> None:
     """Ten cities are links to one of 5000 images and 5000 labels, all empty: looking into one would fail."""

@@ -185,6 +185,8 @@ def test_both_sides_are_listed(tmp_path: Path, save_pair: SavePair) -> None:
             opened(tmp_path, purpose)
         assert "images: rgb_0.png, rgb_1.png, rgb_2.png, ... (5)" in caught.value.message
         assert "labels: ss_0.png, ss_1.png, ss_2.png, ... (5)" in caught.value.message
+        assert "names would pair with image_prefix: rgb_, label_prefix: ss_" in str(caught.value.hint)
+    assert len(opened(tmp_path, image_prefix="rgb_", label_prefix="ss_")) == 5
 
 
 def test_archives_are_named(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def assert_equal(model: SegmentationModel, images: Tensor) -> None:
     np.testing.assert_allclose(exported.logits(images.numpy()), stored, atol=2e-4 * np.abs(stored).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule(
     backbone: DiffusionBackbone, small: Callable[..., ModelConfig], images: Tensor, schedule: str

@@ -70,6 +70,7 @@ def start(harness: Any, ran: list[str], tmp_path: Path) -> Start:
     return start
 
 
+@pytest.mark.slow
 def test_rows_are_trained_once_and_told_together(start: Start, ran: list[str], tmp_path: Path) -> None:
     start("full", "no_ipkl", "schedule_one", "reference_truth", "scratch_wallclock", seeds="0 1")
     # schedule_one is what TINY makes of no_ipkl: one training serves both, as one does full and reference_truth
@@ -111,6 +112,7 @@ def test_what_is_finished_is_skipped(start: Start, ran: list[str], tmp_path: Pat
         start("no_ipkl", changes=("train.learning_rate=0.5",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["no_ipkl", "scratch_iterations"])
 def test_an_interrupted_training_goes_on(
     row: str, start: Start, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +120,7 @@ def test_an_interrupted_training_goes_on(
     """Stopped after its first checkpoint, it ends as it would have without."""
     import scratch
 
-    from diffcli.commands import train
+    from diffcli.training import loop
 
     def folder() -> Path:
         return tmp_path / f"{row}-2it-seed0"
@@ -142,7 +144,7 @@ def test_an_interrupted_training_goes_on(
         return act
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "training_step", interrupted(train.training_step))
+        patch.setattr(loop, "training_step", interrupted(loop.training_step))
         patch.setattr(scratch.Training, "_step", interrupted(scratch.Training._step))
         with pytest.raises(KeyboardInterrupt):
             start(row, budgets="2")
@@ -175,6 +177,7 @@ def test_a_row_that_fails_costs_only_those_that_need_it(
     assert [row["row"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]] == ["no_ipkl"]
 
 
+@pytest.mark.slow
 def test_rows_of_earlier_calls_stay_in_the_results(
     start: Start, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +227,7 @@ def test_the_control_has_about_as_many_parameters(harness: Any) -> None:
     assert network(torch.zeros(1, 3, 32, 48)).shape == (1, 19, 32, 48)
 
 
+@pytest.mark.slow
 def test_as_a_command(tmp_path: Path) -> None:
     """A process of its own a cell; the words on stderr, the table on stdout."""
     lists = ["--rows", "scratch_iterations", "--budgets", "1", "--seeds", "0"]

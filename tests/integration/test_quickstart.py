@@ -52,17 +52,20 @@ RUNNABLE = {
 """README's commands that need nothing but the quickstart's run, and what shortens them here."""
 
 
-def test_readme_commands_run(cli_in: Any, workplace: Path) -> None:
+def test_readme_commands_run(cli: Any, workplace: Path) -> None:
     shutil.copytree(workplace / "runs" / "quickstart", workplace / "runs" / "first")
-    for folder in ("photos", "data"):
-        (workplace / folder).mkdir()
-    for index in range(2):
-        cv2.imwrite(str(workplace / "photos" / f"{index}.png"), render(7, index, "night")[0][..., ::-1])
+    for folder in ("photos", "data", "mine/images", "mine/labels"):
+        (workplace / folder).mkdir(parents=True)
+    for index in range(4):
+        image, label = render(7, index, "night")
+        for folder in ("photos", "mine/images"):
+            cv2.imwrite(str(workplace / folder / f"{index}.png"), image[..., ::-1])
+        cv2.imwrite(str(workplace / "mine/labels" / f"{index}.png"), label)
     lines = re.findall(r"^diff .+$", (ROOT / "README.md").read_text(), flags=re.M)
     for start, shortened in RUNNABLE.items():
         [line, *_] = [line for line in lines if line.startswith(start)]
         words = shlex.split(line.replace("/data", str(workplace / "data")))[1:]
-        done = cli_in(*words, *shortened, cwd=workplace)
+        done = cli(*words, *shortened, cwd=workplace)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     with Image.open(workplace / "masks" / "0.png") as mask:
         assert (mask.mode, mask.size) == ("P", (256, 128))

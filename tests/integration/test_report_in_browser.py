@@ -113,6 +113,7 @@ def test_it_asks_for_nothing_outside_itself(browser: str, page: Path, tmp_path: 
     assert requests(browser, control) == ["http://example.invalid/a.png"], "the log does not tell"
 
 
+@pytest.mark.slow
 def test_the_picture_of_it_is_filled(browser: str, page: Path, tmp_path: Path) -> None:
     shot = tmp_path / "shot.png"
     browse(browser, page, f"--screenshot={shot}", "--window-size=1200,1600")

@@ -41,6 +41,12 @@ eval: {{size: 64x64}}
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
+def _default_signals() -> None:
+    """A shell that starts the tests in the background has them ignored, and children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """start("--resume", iterations=..., workers=...): `diff train` in a process group of its own."""
@@ -60,6 +66,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 "stderr": subprocess.PIPE,
                 "text": True,
                 "process_group": 0,
+                "preexec_fn": _default_signals,
                 **popen,
             },
         )

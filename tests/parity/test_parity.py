@@ -58,6 +58,7 @@ def test_the_compact_kit_is_compact(parity_data: Path) -> None:
     assert sum(path.stat().st_size for path in parity_data.rglob("*") if path.is_file()) <= 5_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the whole kit lies beside the repository, not in it")
 def test_the_whole_kit(parity: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert parity.main([str(SHARED)]) == 0

@@ -29,6 +29,7 @@ def test_auto_is_fp16_on_a_gpu_that_trains_in_bf16() -> None:
         resolve_backbone_precision("fp8", precision="float32", device=CPU)
 
 
+@pytest.mark.slow
 def test_a_finite_backbone_stays_in_fp16(half: SegmentationModel, capsys: pytest.CaptureFixture[str]) -> None:
     settle_precision(half)
     assert half.extractor.backbone.dtype == torch.float16
@@ -37,6 +38,7 @@ def test_a_finite_backbone_stays_in_fp16(half: SegmentationModel, capsys: pytest
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.slow
 def test_a_backbone_that_overflows_in_fp16_runs_in_bf16(
     half: SegmentationModel, capsys: pytest.CaptureFixture[str]
 ) -> None:

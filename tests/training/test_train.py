@@ -95,6 +95,7 @@ def test_resume_with_more_iterations_and_another_rate(
     assert load_config(folder / CONFIG).train.iterations == 9
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
     """A rate of nearly zero: the first validation stays the best; its last one is not repeated."""
     config = tiny_config(

@@ -149,6 +149,7 @@ def test_masks_of_0_and_255(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 # overlap and selection
 
 
+@pytest.mark.slow
 def test_an_evaluation_set_that_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through a link as well; it is neither unseen nor does it choose the best checkpoint."""
     root = make(tmp_path / "data")
