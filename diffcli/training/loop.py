@@ -1,12 +1,14 @@
 """From the current iteration to the last: steps, metrics, validations, checkpoints, and stopping well."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from typing import Any
 
+from diffcli.data.batches import Batch
 from diffcli.errors import DiffError, TrainingError
 from diffcli.runtime import console, distributed
+from diffcli.runtime.console import Bar
 from diffcli.runtime.signals import Stop, Stopped, interruptible
 from diffcli.training.resume import save, saved
 from diffcli.training.run_folder import require_folder
@@ -36,13 +38,7 @@ def fit(trainer: Trainer, stop: Stop) -> Validation | None:
     ):
         while trainer.iteration < train.iterations:
             if _validation_is_due(trainer) and trainer.validated < trainer.iteration:
-                # saved before, so that one process may stop in the middle; several have to stop together
-                started = time.monotonic()
-                with interruptible(stop) if distributed.world_size() == 1 else nullcontext():
-                    found = validate(trainer)
-                trainer.validated = trainer.iteration
-                seconds = time.monotonic() - started
-                bar.interrupted(seconds, later=seconds * _validations_left(trainer))
+                found = _validate(trainer, stop, bar)
                 if is_stale(trainer):
                     console.say(
                         f"stopped early: no better score than at iteration {trainer.best['iteration']} in "
@@ -50,18 +46,7 @@ def fit(trainer: Trainer, stop: Stop) -> Validation | None:
                     )
                     return found
             try:
-                record = training_step(trainer, source)
-                trainer.iteration += 1
-                bar.update(loss=record["loss"])
-                last = trainer.iteration == train.iterations
-                if last or trainer.iteration % train.log_interval == 0:
-                    seconds, evaluations = trainer.since_logged()
-                    trainer.log({**record, "seconds": seconds, "unet_evaluations": evaluations})
-                    console.say_in_terminal(_losses_line(trainer, record))
-                    trainer.start_interval()
-                with distributed.raise_together():
-                    if distributed.is_main_process():
-                        require_folder(trainer.folder)
+                _iterate(trainer, source, bar)
             except TrainingError:
                 raise
             except DiffError as error:
@@ -76,6 +61,33 @@ def fit(trainer: Trainer, stop: Stop) -> Validation | None:
                     )
                     raise Stopped(stop.number)
     return None
+
+
+def _validate(trainer: Trainer, stop: Stop, bar: Bar) -> Validation:
+    """A validation on the way. The run was saved before, so one process may stop in the middle; several cannot."""
+    started = time.monotonic()
+    with interruptible(stop) if distributed.world_size() == 1 else nullcontext():
+        found = validate(trainer)
+    trainer.validated = trainer.iteration
+    seconds = time.monotonic() - started
+    bar.interrupted(seconds, later=seconds * _validations_left(trainer))
+    return found
+
+
+def _iterate(trainer: Trainer, source: Iterator[Batch], bar: Bar) -> None:
+    """One iteration, and a line of losses where one is due."""
+    record = training_step(trainer, source)
+    trainer.iteration += 1
+    bar.update(loss=record["loss"])
+    train = trainer.config.train
+    if trainer.iteration == train.iterations or trainer.iteration % train.log_interval == 0:
+        seconds, evaluations = trainer.since_logged()
+        trainer.log({**record, "seconds": seconds, "unet_evaluations": evaluations})
+        console.say_in_terminal(_losses_line(trainer, record))
+        trainer.start_interval()
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            require_folder(trainer.folder)
 
 
 def _validation_is_due(trainer: Trainer) -> bool:
