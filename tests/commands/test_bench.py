@@ -130,6 +130,7 @@ def test_a_gpu_has_a_row_without_cuda_graphs_and_a_backbone_in_fp16() -> None:
     assert {case.backbone_precision for case in cases} == {"fp16"}
 
 
+@pytest.mark.slow
 def test_rows_that_share_a_process_count_the_same(rows: list[dict[str, Any]]) -> None:
     """As on a GPU: one backbone serves the baseline's layout and ours in turn."""
     request = bench.Request(schedules="one", size="64x64", repeats=1, batch_sizes="2")

@@ -227,6 +227,7 @@ def test_a_joined_domain_is_the_sum_of_its_parts(
     assert "mean over miniworld/*" in (tmp_path / "all" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_reports_go_into_the_run_folder_by_default(tiny_run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own-run"
     shutil.copytree(tiny_run, own)

@@ -289,6 +289,7 @@ def test_a_video_becomes_a_video(tmp_path: Path, tiny_run: Path) -> None:
     assert line["outputs"] == {"video": "clip_segmented.mp4"}
 
 
+@pytest.mark.slow
 def test_frames_come_in_order_and_are_segmented_as_images(tmp_path: Path, tiny_run: Path) -> None:
     clip = save_video(tmp_path / "clip.mp4")
     out = tmp_path / "out"

@@ -102,6 +102,7 @@ def test_rows_are_trained_once_and_told_together(start: Start, ran: list[str], t
         assert plot.width > 600
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_skipped(start: Start, ran: list[str], tmp_path: Path) -> None:
     start("no_ipkl")
     report = (tmp_path / "no_ipkl-1it-seed0" / REPORT).stat()

@@ -21,6 +21,7 @@ from diffcli.training.samples import open_domains, training_set
 from tests.fixtures.training import interrupted, metrics, start, tiny_config
 
 
+@pytest.mark.slow
 def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = start(tiny_config(), tmp_path)
     for name in (CONFIG, VERSIONS, METRICS, LAST, BEST, REPORT, PICTURE):
@@ -79,6 +80,7 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path, monkeypatch: pyte
         start(tiny_config(train__iterations=1), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_with_more_iterations_and_another_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_patience_needs_validations(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_with_other_classes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +214,7 @@ def _first_draw_of_last_image(seed: int, tmp_path: Path) -> int:
     return -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ipkl", [True, False])
 def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     """bf16 moves the losses a little, and only a little."""
@@ -222,6 +226,7 @@ def test_autocast_on_cpu(tmp_path: Path, ipkl: bool) -> None:
     assert all(a["loss"] == pytest.approx(b["loss"], rel=0.05) and a["loss"] != b["loss"] for a, b in pairs)
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted(tmp_path: Path) -> None:
     """Without IPKL a one-step sample costs one U-Net evaluation; accumulation multiplies samples."""
     config = tiny_config(train__iterations=2, train__gradient_accumulation=3, train__loss={"ipkl": False})
@@ -229,6 +234,7 @@ def test_evaluations_are_counted(tmp_path: Path) -> None:
     assert [line["unet_evaluations"] for line in metrics(folder) if "loss" in line] == [6, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consistency", ["mse", "kl", "ce", "dice"])
 def test_every_consistency_loss_trains(tmp_path: Path, consistency: str) -> None:
     config = tiny_config(

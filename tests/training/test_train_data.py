@@ -92,6 +92,7 @@ def test_many_bad_images_stop_before_training(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_skips_what_the_first_one_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
