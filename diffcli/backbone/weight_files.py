@@ -140,7 +140,7 @@ def check_pickle(path: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 stated = sum(member.file_size for member in archive.infolist())
             damaged = stated > path.stat().st_size  # torch stores tensors as they are; more would be a bomb
-        except (zipfile.BadZipFile, OSError):
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # names that are no text, too
             damaged = True
     if damaged:
         raise DamagedFile("not a whole weight file", where=str(path), hint="delete it and download it again")
