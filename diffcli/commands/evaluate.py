@@ -116,7 +116,8 @@ def _evaluate(
 ) -> None:
     """Evaluate one run on the domains and build its report; a domain that cannot be scored is kept in `errors`."""
     trained = result.run
-    model, settings = trained.load_model(device=device), trained.config.eval
+    images = sum(len(domain) for domain in domains) // distributed.world_size()
+    model, settings = trained.load_model(device=device, images=images), trained.config.eval
     segmenter = trained_segmenter(model, settings)
     workers = resolve_data_workers(trained.config.runtime.data_workers)
     matches = {}

@@ -97,7 +97,11 @@ def run(request: Request) -> None:
     remaining = [job for job in jobs if job not in skipped]
     if remaining:
         with distributed.raise_together():
-            network = source.load(device=request.device, samples=request.samples)
+            network = source.load(
+                device=request.device,
+                samples=request.samples,
+                images=len(remaining) * (1 + request.refine) // distributed.world_size(),
+            )
         segmenter = Segmenter(
             network,
             settings,

@@ -62,7 +62,8 @@ def run(request: Request) -> None:
 
 def _masks(trained: OpenRun, domain: Domain, *, device: str | None) -> Iterator[tuple[int, Pixels]]:
     """(index, H,W train ids) of every image, while the progress is shown."""
-    segmenter = trained_segmenter(trained.load_model(device=device), trained.config.eval)
+    model = trained.load_model(device=device, images=len(domain))
+    segmenter = trained_segmenter(model, trained.config.eval)
     workers = resolve_data_workers(trained.config.runtime.data_workers)
     with console.progress(f"submit {domain.name}", len(domain), unit="images") as bar:
         for index, mask in segment_domain(segmenter, domain, workers=workers):

@@ -158,7 +158,7 @@ class ExportSource:
         self.settings = EvalConfig(size=facts.size)
         """One plain pass of each image at the exported size."""
 
-    def load(self, *, device: str | None, samples: int = 1) -> ExportedNetwork:
+    def load(self, *, device: str | None, samples: int = 1, images: int = 0) -> ExportedNetwork:
         """The networks. Raises: see `open_exported`."""
         assert samples == 1, "the noise is stored"
         return open_exported(self.path, device=device)

@@ -110,8 +110,8 @@ class Source(Protocol):
     def settings(self) -> EvalConfig:
         """How it segments."""
 
-    def load(self, *, device: str | None, samples: int = 1) -> Network:
-        """The network; with `samples` draws of noise averaged where there can be several."""
+    def load(self, *, device: str | None, samples: int = 1, images: int = 0) -> Network:
+        """The network for so many images; with `samples` draws of noise averaged where there can be several."""
 
 
 class NetworkImage(Protocol):

@@ -210,9 +210,10 @@ class RunSource:
         """How it segments."""
         return self.run.config.eval
 
-    def load(self, *, device: str | None, samples: int = 1) -> TrainedNetwork:
-        """The network, with `samples` draws of noise averaged."""
-        return TrainedNetwork(self.run.load_model(device=device), self.settings, samples=samples)
+    def load(self, *, device: str | None, samples: int = 1, images: int = 0) -> TrainedNetwork:
+        """The network for so many images, with `samples` draws of noise averaged."""
+        model = self.run.load_model(device=device, images=images * samples)
+        return TrainedNetwork(model, self.settings, samples=samples)
 
 
 def open_source(path: Path, *, overrides: Sequence[str] = ()) -> RunSource:

@@ -32,7 +32,8 @@ Summary = dict[str, Any]
 def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
     """Write results.json, results.md, results.png and costs.png of what is finished; with `show`, print the tables.
 
-    Rows that an earlier call left in results.json and this one does not ask for stay.
+    The plots show rows that were scored on unseen domains. Rows that an earlier call left in results.json and this one
+    does not ask for stay.
     """
     asked = dict.fromkeys((row, budget) for row, budget, _ in wanted)
     found = [summary(row, budget, wanted) for row, budget in asked]
@@ -42,9 +43,10 @@ def write_results(output: Path, wanted: Wanted, *, show: bool = False) -> None:
     rows = sorted([*_earlier(output / "results.json", but=asked), *done], key=_order)
     write_text(output / "results.json", json.dumps({"rows": rows}, indent=2))
     write_text(output / "results.md", markdown(rows))
-    for name, picture in (("results.png", plot(rows)), ("costs.png", plot_costs(rows))):
-        with write_atomically(output / name) as temporary:
-            picture.save(temporary)
+    if drawn := [row for row in rows if "mean unseen" in row["mean_iou"]]:
+        for name, picture in (("results.png", plot(drawn)), ("costs.png", plot_costs(drawn))):
+            with write_atomically(output / name) as temporary:
+                picture.save(temporary)
     if show:
         for budget, own in by_budget(rows).items():
             console.table(f"mIoU in percent after {budget} iterations", heading(own), table(own))
@@ -91,14 +93,15 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _scores(one: Cell) -> dict[str, float]:
-    """mIoU of every domain, the source's first, and the mean over the unseen ones."""
+    """mIoU of every domain, the source's first, and the mean over the unseen ones where there are any."""
     told = json.loads((one.folder / REPORT).read_text(encoding="utf-8"))
     scores = {domain["name"]: float(domain["mean_iou_present"]) for domain in told["domains"]}
     data = one.config.data
     source = [entry.name or entry.domain for entry in data.eval if entry.domain == data.train.domain]
     unseen = [name for name in scores if name not in source]
     ordered = {name: scores[name] for name in (*source, *unseen)}
-    return ordered | {"mean unseen": statistics.fmean(scores[name] for name in unseen)}
+    mean = {"mean unseen": statistics.fmean(scores[name] for name in unseen)} if unseen else {}
+    return ordered | mean
 
 
 def _costs(one: Cell) -> dict[str, float]:

@@ -242,3 +242,13 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert "[1/1] scratch_iterations, 1 iterations, seed 0" in done.stderr
     assert "scratch_iterations  " in done.stdout
+
+
+@pytest.mark.slow
+def test_without_unseen_domains_only_the_plots_are_missing(start: Start, tmp_path: Path) -> None:
+    """As in a search on the source alone."""
+    source = "data.eval=[{domain: miniworld/clean, name: source, count: 1}]"
+    start("no_ipkl", changes=(source,))
+    [row] = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert list(row["mean_iou"]) == ["source"]
+    assert (tmp_path / "results.md").is_file() and not (tmp_path / "results.png").exists()
