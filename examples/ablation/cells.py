@@ -26,7 +26,8 @@ OTHERS = (
 SCHEDULES = tuple(f"schedule_{name}" for name in ("paper", "visit9", "five", "one", "clean", "found"))
 """The same training without IPKL under every schedule: what an evaluation of the U-Net buys."""
 FIVE = ("schedule_five", *(f"five_{name}" for name in (
-    "full", "reference_truth", "reference_prediction", "teacher_detached", "kl", "ce", "dice", "all_prompts",
+    "full", "reference_truth", "reference_prediction", "all_prompts", "all_prompts_truth",
+    "teacher_detached", "kl", "ce", "dice",
 )))  # fmt: skip
 """IPKL where its masks can act: they do so between timesteps, of which `clean` has one. The first is without IPKL."""
 ROWS = tuple(dict.fromkeys((*DECIDING, *OTHERS, *SCHEDULES, *FIVE)))
