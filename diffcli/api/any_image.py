@@ -12,10 +12,11 @@ from torch import Tensor
 from diffcli.data.images import PIXEL_MEAN, PIXEL_SCALE, read_image
 from diffcli.errors import DataError
 
+AnyImage = str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor
 _KINDS = "a path, a PIL image, a uint8 array or tensor (H,W,3), or a float tensor (3,H,W) in [-1,1]"
 
 
-def any_image(image: str | Path | PIL.Image.Image | NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
+def any_image(image: AnyImage) -> NDArray[np.uint8]:
     """The image (H,W,3), RGB, 0..255: grey is spread, alpha dropped, 16 bits scaled to 8, EXIF rotation applied.
 
     Args:

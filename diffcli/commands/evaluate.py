@@ -47,8 +47,8 @@ class Request:
     """auto, cpu, cuda, cuda:1 or mps; None takes auto."""
 
 
-def run(request: Request) -> None:
-    """Evaluate every run on every domain; print the tables and write a folder of reports for each run.
+def run(request: Request) -> list[Report]:
+    """Evaluate every run on every domain; print the tables, write a folder of reports for each run, and return them.
 
     Several runs are put into one table, which is also written with -o.
 
@@ -87,8 +87,8 @@ def run(request: Request) -> None:
             for line in overlap_lines(result.report):
                 console.warn(line)
             console.say(f"reports: {folder}")
-    reports = [result.report.as_json() for result in results]
-    console.print_record({"runs": reports} if several else reports[0])
+    records = [result.report.as_json() for result in results]
+    console.print_record({"runs": records} if several else records[0])
     if several:
         table = comparison({result.run.name: result.report for result in results})
         print_table(table)
@@ -96,6 +96,7 @@ def run(request: Request) -> None:
             if output is not None and distributed.is_main_process():
                 write_text(output / "comparison.md", markdown(table))
     _raise_problems(results)
+    return [result.report for result in results]
 
 
 @dataclass

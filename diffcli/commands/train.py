@@ -62,8 +62,8 @@ class Request:
     """Folder of all runs."""
 
 
-def run(request: Request) -> None:
-    """Train, evaluate on every domain of data.eval, and leave a finished run folder.
+def run(request: Request) -> Path:
+    """Train, evaluate on every domain of data.eval, and leave a finished run folder, which is returned.
 
     Raises:
         DataError, BackboneError, CheckpointError, TrainingError: say what is wrong and what is kept.
@@ -78,6 +78,7 @@ def run(request: Request) -> None:
         with graceful_stop() as stop:
             stopped_early = fit(trainer, stop)
         _finish(trainer, *(stopped_early or validate(trainer)))
+    return folder
 
 
 def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator, *, resume: bool) -> Trainer:

@@ -6,7 +6,8 @@
 import difflib
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -40,6 +41,15 @@ def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     if not overrides:
         return config
     return _validated(Tree(as_plain(config), {}), overrides, where="--set")
+
+
+def settings_of(values: Mapping[str, Any], *, overrides: Sequence[str] = ()) -> RunConfig:
+    """Settings from a mapping, as YAML would hold it, with `key=value` overrides applied.
+
+    Raises:
+        ConfigError: a key or value does not fit.
+    """
+    return _validated(Tree(deepcopy(dict(values)), {}), overrides, where="settings")
 
 
 def dump_config(config: Settings) -> str:

@@ -29,13 +29,15 @@ class Planes:
     """Probability of one chosen class, 0..1."""
     uncertainty: Plane | None = None
     """Disagreement of several draws of noise, 0..1."""
+    probabilities: Plane | None = None
+    """Probability of every class (classes,H,W), 0..1."""
     mean_confidence: float = math.nan
     """Probability of the most likely class, 0..1, averaged over the pixels of the class maps."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all planes."""
-        planes = (self.mask, self.confidence, self.score, self.uncertainty)
+        planes = (self.mask, self.confidence, self.score, self.uncertainty, self.probabilities)
         return sum(plane.nbytes for plane in planes if plane is not None)
 
     def resized(self, size: tuple[int, int]) -> "Planes":
@@ -52,6 +54,9 @@ class Planes:
             confidence=resize(self.confidence),
             score=resize(self.score),
             uncertainty=resize(self.uncertainty),
+            probabilities=None
+            if self.probabilities is None
+            else np.stack([NumpyArrays.resize(plane, size) for plane in self.probabilities]),
         )
 
 
@@ -117,10 +122,12 @@ def planes_of(
     uncertainty: Any | None = None,
     confidence: bool = False,
     score_of: int | None = None,
+    every: bool = False,
 ) -> Planes:
     """Planes of `size` (H,W) from one image's class maps: the argmax of the maps resized bilinearly.
 
-    One class is resized at a time: all of them at a photograph's full size would take gigabytes.
+    One class is resized at a time, since all of them at a photograph's full size would take gigabytes; they are kept
+    only where `every` asks for them.
 
     Args:
         output: classes,h,w logits, or probabilities.
@@ -128,6 +135,7 @@ def planes_of(
         uncertainty: h,w.
         confidence: fill `Planes.confidence`.
         score_of: fill `Planes.score` with this class's probability.
+        every: fill `Planes.probabilities`.
     """
     best = arrays.resize(output[0], size)
     ids = arrays.zeros(best)
@@ -149,7 +157,17 @@ def planes_of(
                 certainty = arrays.where(ids == train_id, plane, certainty)
             certainty = arrays.numpy(certainty)
     doubt = None if uncertainty is None else arrays.numpy(arrays.resize(uncertainty, size))
-    return Planes(mask, confidence=certainty, score=score, uncertainty=doubt, mean_confidence=mean_confidence)
+    all_classes = None
+    if every:
+        all_classes = np.stack([arrays.numpy(arrays.resize(plane, size)) for plane in probabilities])
+    return Planes(
+        mask,
+        confidence=certainty,
+        score=score,
+        uncertainty=doubt,
+        probabilities=all_classes,
+        mean_confidence=mean_confidence,
+    )
 
 
 def stack_bands(bands: Sequence[Planes]) -> Planes:
@@ -157,13 +175,14 @@ def stack_bands(bands: Sequence[Planes]) -> Planes:
 
     def stack(planes: Sequence[Plane | None]) -> Plane | None:
         given = [plane for plane in planes if plane is not None]
-        return np.concatenate(given) if given else None
+        return np.concatenate(given, axis=-2) if given else None
 
     return Planes(
         np.concatenate([band.mask for band in bands]),
         confidence=stack([band.confidence for band in bands]),
         score=stack([band.score for band in bands]),
         uncertainty=stack([band.uncertainty for band in bands]),
+        probabilities=stack([band.probabilities for band in bands]),
         mean_confidence=float(
             np.average([band.mean_confidence for band in bands], weights=[len(band.mask) for band in bands])
         ),

@@ -151,6 +151,7 @@ class Segmenter:
         refine: how often the prediction is fed back as the reference of the conditional branch.
         confidence: fill `Planes.confidence`.
         score_of: fill `Planes.score` with the probability of this class.
+        probabilities: fill `Planes.probabilities`, those of every class.
         on_retile: called with a message when an image that memory does not hold is segmented in tiles instead;
             None: that is an error.
 
@@ -168,13 +169,15 @@ class Segmenter:
         refine: int = 0,
         confidence: bool = False,
         score_of: int | None = None,
+        probabilities: bool = False,
         on_retile: Callable[[str], None] | None = None,
     ) -> None:
         self.network, self.settings = network, settings
         self.refine = max(refine, int(settings.reference == "prediction"))
         self.refines_given = refine > 0
         """Whether a prediction replaces references that are given."""
-        self.confidence, self.score_of, self.on_retile = confidence, score_of, on_retile
+        self.confidence, self.score_of, self.probabilities = confidence, score_of, probabilities
+        self.on_retile = on_retile
         self.finds_batch = batch is None
         self.batch_size = batch or network.batch_for(1)
         """Images a call; halved when memory runs out, where it is found by trying."""
@@ -244,6 +247,7 @@ class Segmenter:
             uncertainty=uncertainty,
             confidence=self.confidence,
             score_of=self.score_of,
+            every=self.probabilities,
         )
 
     def _take_less(self, images: Sequence[NetworkImage]) -> None:

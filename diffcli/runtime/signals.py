@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,10 +59,16 @@ def stop_at_once() -> Stop:
 
 @contextmanager
 def graceful_stop() -> Iterator[Stop]:
-    """While it lasts, the first signal only sets `requested`; a signal that was ignored before stays ignored."""
+    """While it lasts, the first signal only sets `requested`; a signal that was ignored before stays ignored.
+
+    In another thread than the main one, which no signal reaches, nothing changes.
+    """
     from diffcli.runtime import distributed
 
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     before = {number: signal.getsignal(number) for number in STOPPING}
     before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
     for number in before:
