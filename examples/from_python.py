@@ -1,6 +1,6 @@
 """Train, score and use a model from Python: offline, in about a minute.
 
-`python examples/from_python.py` runs all of it; editors and Jupyter run it cell by cell (`# %%`). What it writes goes to
+`python examples/from_python.py` runs all of it; editors and Jupyter run it cell by cell (`# %%`). It writes to
 runs/from_python.
 """
 
