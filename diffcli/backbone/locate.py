@@ -144,6 +144,19 @@ def find_on_disk(source: str, *, revision: str | None = None) -> Path | None:
             return path
 
 
+def latent_stride(config: BackboneConfig) -> int | None:
+    """Pixels that a latent cell covers on each side, from the VAE's settings; None where it is not on this disk.
+
+    Raises:
+        BackboneError: what is here cannot be used.
+    """
+    [request] = (one for one in _requests(config) if "vae" in one.components)
+    source = find_local(request, config)
+    if source is None:
+        return None
+    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
+
+
 def cached_commit(config: BackboneConfig) -> str | None:
     """The commit of a hub id, as far as the local cache knows it."""
     if config.source == EMBEDDED or Path(config.source).expanduser().exists():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffcli.cli.options import (
+    Config,
     Json,
     Overrides,
     complete_domains,
@@ -82,3 +83,28 @@ def inspect_data(
         domains=join_names(domain), root=root, split=split, config=settings, output=output
     )
     execute(command.run, request, json=json)
+
+
+@data.command(
+    "preview",
+    epilog=examples(
+        "diff data preview my.yaml",
+        "diff data preview my.yaml --draws 40 --set augmentation.photometric=0 -o fed.png",
+    ),
+)
+def preview(
+    config: Config,
+    overrides: Overrides = None,
+    draws: Annotated[
+        int, typer.Option(metavar="N", min=1, max=200, help="Samples to draw, from the first on.")
+    ] = 12,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="PNG to write.")] = Path(
+        "preview.png"
+    ),
+    json: Json = False,
+) -> None:
+    """Draw what training feeds to the network: crops, labels, prompts."""
+    settings = read_settings(config, overrides)
+    from diffcli.commands import preview as command
+
+    execute(command.run, command.Request(config=settings, count=draws, output=output), json=json)

@@ -43,6 +43,8 @@ class Batch:
     """B,H,W train ids: uint8 as loaded, int64 on the device."""
     identities: list[str]
     files: list[str]
+    rare_classes: list[int | None]
+    """Train id that rare class sampling drew each sample for."""
     faults: list[DiffError] = field(default_factory=list)
     """Why samples could not be used in whose place others were drawn."""
 
@@ -259,6 +261,7 @@ class _Arrays:
             labels=torch.from_numpy(np.stack([sample["label"] for sample in self.samples])),
             identities=[sample["identity"] for sample in self.samples],
             files=[sample["file"] for sample in self.samples],
+            rare_classes=[sample["rare_class"] for sample in self.samples],
             faults=self.faults,
         )
 

@@ -276,6 +276,8 @@ class TrainingSample(TypedDict):
     id: str
     identity: str
     file: str
+    rare_class: int | None
+    """Train id that rare class sampling drew the sample for; None without it."""
 
 
 class TrainingSet:
@@ -337,6 +339,7 @@ class TrainingSet:
             id=self.domain.samples[index].id,
             identity=f"{self.domain.identity(index)}#{draw}",
             file=self.domain.file(index),
+            rare_class=wanted,
         )
 
     def _pick(self, draw: int, rng: np.random.Generator, attempt: int) -> tuple[int, int | None]:

@@ -143,14 +143,30 @@ def batches(trainer: Trainer) -> Generator[Batch, None, None]:
     first = [
         (step * accelerator.num_processes + accelerator.process_index) * train.batch_size for step in steps
     ]
-    for batch in training_batches(
+    for batch in drawn(
+        trainer.config,
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
-        batch_size=train.batch_size,
-        workers=resolve_data_workers(trainer.config.runtime.data_workers),
         pin=trainer.model.device.type == "cuda",
-        skip=trainer.config.data.on_error == "skip",
     ):
         trainer.skipped.draws += len(batch.faults)
         _report_bad(trainer.config, trainer.skipped, batch.faults)
         yield batch
+
+
+def drawn(
+    config: RunConfig, samples: TrainingSet, *, draws: Sequence[int], pin: bool = False
+) -> Generator[Batch, None, None]:
+    """The numbered draws of a training in its batches, loaded as the settings say.
+
+    Raises:
+        DiffError: see `training_batches`.
+    """
+    return training_batches(
+        samples,
+        draws=draws,
+        batch_size=config.train.batch_size,
+        workers=resolve_data_workers(config.runtime.data_workers),
+        pin=pin,
+        skip=config.data.on_error == "skip",
+    )

@@ -150,6 +150,13 @@ COMMANDS = {
         "--output -o DIR = inspected",
         "--json",
     ],
+    "data preview": [
+        "CONFIG (required)",
+        "--set KEY=VALUE...",
+        "--draws N = 12",
+        "--output -o FILE = preview.png",
+        "--json",
+    ],
 }
 
 
