@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffcli.backbone import family, hub
 from diffcli.backbone.family import SUITABLE
-from diffcli.backbone.pipeline_folder import COMPONENTS, PipelineFolder
-from diffcli.backbone.single_file import SingleFile
+from diffcli.backbone.pipeline_folder import COMPONENTS, PipelineFolder, read_json
+from diffcli.backbone.single_file import LAYOUTS, SingleFile
 from diffcli.backbone.weight_files import PICKLES, DamagedFile, check_readable, read_header
 from diffcli.config.settings import EMBEDDED, BackboneConfig
 from diffcli.errors import BackboneError
@@ -144,17 +145,23 @@ def find_on_disk(source: str, *, revision: str | None = None) -> Path | None:
             return path
 
 
-def latent_stride(config: BackboneConfig) -> int | None:
-    """Pixels that a latent cell covers on each side, from the VAE's settings; None where it is not on this disk.
+def network_settings(config: BackboneConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of U-Net and VAE; of what is not on this disk, those of Stable Diffusion 2.
 
     Raises:
         BackboneError: what is here cannot be used.
     """
-    [request] = (one for one in _requests(config) if "vae" in one.components)
-    source = find_local(request, config)
-    if source is None:
-        return None
-    return int(2 ** (len(source.config("vae")["block_out_channels"]) - 1))
+
+    def of(component: str) -> dict[str, Any]:
+        [request] = (one for one in _requests(config) if component in one.components)
+        source = find_local(request, config)
+        return (
+            read_json(LAYOUTS / "sd-2" / component / "config.json")
+            if source is None
+            else source.config(component)
+        )
+
+    return of("unet"), of("vae")
 
 
 def cached_commit(config: BackboneConfig) -> str | None:

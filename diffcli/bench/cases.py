@@ -4,17 +4,13 @@ On a CPU each one runs in a fresh process, so that the peak of memory belongs to
 the allocator's peak can be reset there, and the diffusion model of one precision is built once.
 """
 
-import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,7 +27,7 @@ from diffcli.core.ipkl import PairedDecoder, extract_pair, ipkl_loss
 from diffcli.core.model import DTYPES, SegmentationModel, join
 from diffcli.errors import DiffError
 from diffcli.runtime.device import Precision
-from diffcli.runtime.memory import is_out_of_memory
+from diffcli.runtime.memory import is_out_of_memory, peak_memory, reset_peak
 from diffcli.training.optimizer import BETAS, parameter_groups
 
 Work = Literal["inference", "training"]
@@ -171,7 +167,7 @@ def measure_here(case: Case, backbone: DiffusionBackbone) -> Measurement:
     for _ in range(2):  # a step is recorded at its second call
         step()
     matmul = matmul_speed(device, DTYPES[case.precision])
-    _reset_peak(device)
+    reset_peak(device)
     seconds = []
     for _ in range(case.repeats):
         _wait(device)
@@ -179,7 +175,7 @@ def measure_here(case: Case, backbone: DiffusionBackbone) -> Measurement:
         step()
         _wait(device)
         seconds.append(time.perf_counter() - start)
-    peak = _peak(device)
+    peak = peak_memory(device)
     return Measurement(seconds, evaluations, flop, matmul, peak, _gpu_busy(step, device, min(seconds)))
 
 
@@ -295,22 +291,3 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Forget the peak of loading; where the system cannot, the process's whole peak is reported."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

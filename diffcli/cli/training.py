@@ -46,6 +46,7 @@ def init(
 @app.command(
     epilog=examples(
         "diff check my.yaml",
+        "diff check my.yaml --measure",
         "diff check my.yaml --set data.train=miniworld/clean --json",
         "diff check examples/cityscapes.yaml --config my-data.yaml",
     )
@@ -64,6 +65,9 @@ def check(
             show_default=False,
         ),
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run a few iterations to know time and memory.")
+    ] = False,
     overrides: Overrides = None,
     json: Json = False,
 ) -> None:
@@ -74,7 +78,8 @@ def check(
     settings = read_settings(file, overrides, data=data)
     from diffcli.commands import check as command
 
-    execute(command.run, command.Request(config=settings, config_name=file.stem), json=json)
+    request = command.Request(config=settings, config_name=file.stem, measure=measure)
+    execute(command.run, request, json=json)
 
 
 @app.command(

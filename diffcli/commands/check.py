@@ -1,5 +1,9 @@
-"""`diff check`: are the settings right, is the data there, and what would a run cost? Loads no network."""
+"""`diff check`: are the settings right, is the data there, and what would a run cost?
 
+Loads no network, except to measure (--measure).
+"""
+
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +18,7 @@ from diffcli.data.skipped import tolerated
 from diffcli.errors import DiffError
 from diffcli.runtime import console
 from diffcli.runtime.words import counted
+from diffcli.training.needs import Needs, estimate_needs
 from diffcli.training.selection import select, with_held_out
 
 
@@ -41,6 +46,8 @@ class Request:
     config: RunConfig
     config_name: str
     """Name of the YAML, which names the run where `config.name` does not."""
+    measure: bool = False
+    """Run a few iterations to know time and memory."""
 
 
 def run(request: Request) -> None:
@@ -56,7 +63,9 @@ def run(request: Request) -> None:
     except DiffError as error:
         backbone = f"{config.model.backbone.source} (not there)"
         faults.insert(0, error)
-    costs = count_costs(config, images=sum(one.samples for one in found if one.use == "eval"))
+    images = sum(one.samples for one in found if one.use == "eval")
+    costs = count_costs(config, images=images)
+    needs = None if faults else _needs(config, found, images=images, measure=request.measure)
     record = {
         "name": config.name or config_name,
         "backbone": backbone,
@@ -66,6 +75,7 @@ def run(request: Request) -> None:
         "best_checkpoint": chosen,
         "validations": validations(config.train),
         "unet_evaluations": {name: cost._asdict() for name, cost in costs.items()},
+        "needs": None if needs is None else asdict(needs),
     }
     console.print_record(record)
     headings = ["use", "domain", "split", "samples", "labels", "unpaired", "where"]
@@ -74,10 +84,63 @@ def run(request: Request) -> None:
     title = "U-Net evaluations" + (" (without what is missing)" if faults else "")
     rows = [[name.replace("_", " "), str(cost)] for name, cost in costs.items()]
     console.table(f"\n{title}", ["", ""], rows)
+    if needs is not None:
+        _show_needs(needs)
     for note in notes:
         console.warn(note)
     if faults:
         raise _joined(faults)
+
+
+def _needs(config: RunConfig, found: Sequence[Found], *, images: int, measure: bool) -> Needs:
+    if measure:
+        from diffcli.training.measuring import measure_needs  # PyTorch, diffusers and the networks
+
+        return measure_needs(config)
+    return estimate_needs(config, images=images, samples=found[0].samples)
+
+
+def _show_needs(needs: Needs) -> None:
+    how = "measured" if needs.measured else "estimated from FLOPs, good to a factor of 3"
+    rows = [
+        ["device", needs.device],
+        ["an iteration", _times(needs.seconds_per_iteration)],
+        ["an evaluated image", _times(needs.seconds_per_image)],
+        ["the whole run", _times(needs.seconds)],
+        ["memory", f"{needs.memory / 2**30:.1f} GiB"],
+        ["checkpoints", f"{_size(needs.disk_training)} while it trains, {_size(needs.disk_kept)} afterwards"],
+        *([["cache", f"{_size(needs.cache)} of counted classes"]] if needs.cache else []),
+        ["predictions", f"about {_size(needs.mask)} a mask"],
+    ]
+    console.table(f"\ntime, memory and disk ({how})", ["", ""], rows)
+    if not needs.measured:
+        gpu = ", on the GPU" if shutil.which("nvidia-smi") else ""
+        console.say(f"--measure runs a few iterations to know time and memory{gpu}")
+
+
+def _times(seconds: tuple[float, float]) -> str:
+    """A range of durations, as in "0.25 s" and "3 min to 1.5 h"."""
+    least, most = map(_duration, seconds)
+    number, unit = least.split()
+    if least == most:
+        return least
+    return f"{number} to {most}" if unit == most.split()[1] else f"{least} to {most}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits, in the unit that people would use."""
+    for unit, length, up_to in (("s", 1, 90), ("min", 60, 90 * 60), ("h", 3600, 72 * 3600)):
+        if seconds < up_to:
+            return f"{float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"{float(f'{seconds / 86400:.2g}'):g} days"
+
+
+def _size(count: int) -> str:
+    """Bytes as kB, MB or GB."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6)):
+        if count >= length:
+            return f"{float(f'{count / length:.2g}'):g} {unit}"
+    return f"{-(-count // 1000)} kB"
 
 
 def _row(one: Found) -> list[object]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffcli.backbone.locate import latent_stride
+from diffcli.backbone.locate import network_settings
 from diffcli.config.settings import RunConfig
 from diffcli.core.inversion import prompt_groups
 from diffcli.data.dataset import open_domain
@@ -20,7 +20,7 @@ from diffcli.runtime.words import counted
 from diffcli.training.samples import check_samples, drawn, training_set
 
 SD_STRIDE = 8
-"""Pixels of a latent cell of Stable Diffusion, which is taken where the model is not on this disk."""
+"""Pixels of a latent cell of Stable Diffusion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,11 @@ def first_draws(config: RunConfig, *, count: int) -> Iterator[Fed]:
 
 
 def _stride(config: RunConfig) -> int:
+    """Pixels of a latent cell."""
     try:
-        return latent_stride(config.model.backbone) or SD_STRIDE
-    except BackboneError as error:
+        _, vae = network_settings(config.model.backbone)
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
+    except BackboneError as error:  # the data can be looked at before the model is there
         console.warn(f"{error.message}; masks are drawn in cells of {SD_STRIDE} pixels")
         return SD_STRIDE
 

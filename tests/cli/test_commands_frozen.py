@@ -120,6 +120,7 @@ COMMANDS = {
         "--config YAML",
         "--set KEY=VALUE...",
         "--json",
+        "--measure",
     ],
     "bench": [
         "CONFIG",
