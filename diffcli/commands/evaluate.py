@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from diffcli import __version__
@@ -14,14 +15,16 @@ from diffcli.config.domain import DomainConfig
 from diffcli.data.dataset import Domain, open_domain
 from diffcli.data.mapping import problem_lines
 from diffcli.data.overlap import shared_samples
+from diffcli.drawing.pictures import class_palette
 from diffcli.errors import ConfigError, DataError, DiffError
+from diffcli.evaluation.comparison import COMPARISON, build_comparison, write_comparison
 from diffcli.evaluation.domains import DomainChoice, match_classes, wanted_domains
 from diffcli.evaluation.evaluator import DomainScores, Shown, evaluate_domain
 from diffcli.evaluation.files import choose_examples, write_reports
 from diffcli.evaluation.parts import score_all
 from diffcli.evaluation.report import Report, build_report
-from diffcli.evaluation.tables import comparison, markdown, overlap_lines
-from diffcli.files import hold_lock, write_text
+from diffcli.evaluation.tables import comparison, overlap_lines
+from diffcli.files import hold_lock
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
@@ -50,7 +53,7 @@ class Request:
 def run(request: Request) -> list[Report]:
     """Evaluate every run on every domain; print the tables, write a folder of reports for each run, and return them.
 
-    Several runs are put into one table, which is also written with -o.
+    Several runs are also compared: in a table, and in a page with their settings and the IoU of every class.
 
     Raises:
         ConfigError: several runs have one name, or other classes.
@@ -90,11 +93,7 @@ def run(request: Request) -> list[Report]:
     records = [result.report.as_json() for result in results]
     console.print_record({"runs": records} if several else records[0])
     if several:
-        table = comparison({result.run.name: result.report for result in results})
-        print_table(table)
-        with distributed.raise_together():
-            if output is not None and distributed.is_main_process():
-                write_text(output / "comparison.md", markdown(table))
+        _compare(results, output)
     _raise_problems(results)
     return [result.report for result in results]
 
@@ -110,6 +109,22 @@ class Result:
     """Domains that could not be evaluated at all."""
     examples: list[list[tuple[str, Shown]]] = field(default_factory=list)
     """For the page: the worst images and the median one of each domain."""
+
+
+def _compare(results: Sequence[Result], output: Path | None) -> None:
+    """Print the table of several runs, and write their page to -o or to a new folder below eval/comparison."""
+    reports = {result.run.name: result.report for result in results}
+    print_table(comparison(reports))
+    if not any(result.scores for result in results):
+        return
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            found = build_comparison(reports, {result.run.name: result.run.config for result in results})
+            made: list[Path] = []
+            folder = _make(output or _unused(Path("eval") / "comparison"), made)
+            model = results[0].run.config.model
+            write_comparison(folder, found, reports, palette=class_palette(model))
+            console.say(f"comparison: {folder / COMPARISON}")
 
 
 def _evaluate(
@@ -210,12 +225,7 @@ def _report_folder(trained: OpenRun, output: Path | None, *, several: bool) -> I
         if output is not None:
             return _make(output / trained.name if several else output, made)
         base = trained.folder / "eval" if trained.folder is not None else Path("eval") / trained.name
-        stamp, number = datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 1
-        while True:
-            folder = base / (stamp if number == 1 else f"{stamp}-{number}")
-            if not folder.exists():
-                return _make(folder, made)
-            number += 1
+        return _make(_unused(base), made)
 
     folder = distributed.broadcast(make)
     main = distributed.is_main_process()
@@ -226,6 +236,13 @@ def _report_folder(trained: OpenRun, output: Path | None, *, several: bool) -> I
         for path in reversed(made):
             with suppress(OSError):  # it holds something
                 path.rmdir()
+
+
+def _unused(base: Path) -> Path:
+    """A folder below `base` named after the time, which is not there yet."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    numbered = (base / (stamp if i == 1 else f"{stamp}-{i}") for i in count(1))
+    return next(folder for folder in numbered if not folder.exists())
 
 
 def _make(folder: Path, made: list[Path]) -> Path:

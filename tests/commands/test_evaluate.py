@@ -21,7 +21,9 @@ from diffcli.config.file import dump_config, load_config
 from diffcli.config.settings import DataConfig, RunConfig
 from diffcli.core.model import build_model
 from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
+from diffcli.evaluation.comparison import Comparison
 from diffcli.evaluation.domains import DomainChoice, wanted_domains
+from diffcli.evaluation.report import Report
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.opening import open_run
@@ -165,6 +167,8 @@ def test_several_runs_in_one_table(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
+    trained = load_config(other / CONFIG, overrides=["train.learning_rate=0.5", "runtime.data_workers=1"])
+    (other / CONFIG).write_text(dump_config(trained))
     evaluate.run(evaluate.Request(runs=[tiny_run, other], output=tmp_path / "out"))
     printed = capsys.readouterr().out
     comparison = printed[printed.index("mean IoU in percent") :].splitlines()
@@ -172,7 +176,15 @@ def test_several_runs_in_one_table(
     _, first, second = comparison[3].split()
     assert first == second
     assert (tmp_path / "out" / "other" / "report.json").is_file()
-    assert "| domain | tiny | other |" in (tmp_path / "out" / "comparison.md").read_text()
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| domain | tiny | other |" in text
+    assert "| train.learning_rate | 6e-05 | 0.5 |" in text
+    assert "| class | tiny | other | other - tiny |" in text
+    compared = Comparison.model_validate_json((tmp_path / "out" / "comparison.json").read_text())
+    assert compared.settings == {"train.learning_rate": {"tiny": 6e-5, "other": 0.5}}
+    report = Report.model_validate_json((tmp_path / "out" / "tiny" / "report.json").read_text())
+    assert compared.domains[0].iou["road"]["tiny"] == report.domains[0].per_class["road"].iou
+    assert "<td>train.learning_rate</td>" in (tmp_path / "out" / "comparison.html").read_text()
     with pytest.raises(ConfigError, match="two runs are named tiny"):
         evaluate.run(evaluate.Request(runs=[tiny_run, tiny_run], output=tmp_path / "out"))
 
