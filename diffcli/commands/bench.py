@@ -117,7 +117,7 @@ def _print(rows: Sequence[tuple[Case, Measurement]], place: torch.device) -> Non
             [_speed_row(case, found, rows) for case, found in measured],
         )
         console.table(
-            "",
+            "\nwork done in that time",
             [*_NAMES, "U-Net", "GFLOP", "GFLOP/s", "% of matmul", *(["% GPU busy"] if on_gpu else [])],
             [_work_row(case, found) for case, found in measured],
             digits=1,

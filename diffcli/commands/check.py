@@ -101,7 +101,7 @@ def _needs(config: RunConfig, found: Sequence[Found], *, images: int, measure: b
 
 
 def _show_needs(needs: Needs) -> None:
-    how = "measured" if needs.measured else "estimated from FLOPs, good to a factor of 3"
+    how = "measured" if needs.measured else "estimated from FLOPs"
     rows = [
         ["device", needs.device],
         ["an iteration", _times(needs.seconds_per_iteration)],
@@ -115,7 +115,7 @@ def _show_needs(needs: Needs) -> None:
     console.table(f"\ntime, memory and disk ({how})", ["", ""], rows)
     if not needs.measured:
         gpu = ", on the GPU" if shutil.which("nvidia-smi") else ""
-        console.say(f"--measure runs a few iterations to know time and memory{gpu}")
+        console.say(f"good to a factor of 3; --measure runs a few iterations to know time and memory{gpu}")
 
 
 def _times(seconds: tuple[float, float]) -> str:

@@ -29,6 +29,7 @@ from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_data_workers
+from diffcli.runtime.words import counted
 
 LOCK = ".eval-lock"
 """In the folder of the reports while they are made: a second evaluation that writes there is refused."""
@@ -84,6 +85,7 @@ def run(request: Request) -> list[Report]:
                         examples=result.examples,
                     )
         if several:
+            console.print_text("")
             console.say(f"run {trained.name}")
         if result.scores:
             print_report(result.report)
@@ -114,6 +116,7 @@ class Result:
 def _compare(results: Sequence[Result], output: Path | None) -> None:
     """Print the table of several runs, and write their page to -o or to a new folder below eval/comparison."""
     reports = {result.run.name: result.report for result in results}
+    console.print_text("")
     print_table(comparison(reports))
     if not any(result.scores for result in results):
         return
@@ -295,7 +298,7 @@ def _raise_problems(results: Sequence[Result]) -> None:
     lines = [f"  - {str(error).splitlines()[0]}" for error in errors]
     for one in skipped:
         lines.append(
-            f"  - {one.name}: {one.skipped} of {one.skipped + one.samples} images are not in its scores:"
+            f"  - {one.name}: {one.skipped} of {counted(one.skipped + one.samples, 'image')} left out of its scores:"
         )
         lines += [f"      {line}" for line in problem_lines(one.problems)]
     done = any(result.scores for result in results)

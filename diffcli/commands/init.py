@@ -161,7 +161,7 @@ def _mapping(guess: Guess, ids: dict[Value, int]) -> Iterator[str]:
     for value, train_id in ids.items():
         yield f"      {mapping_lines({value: train_id}, guess.values, total=total)[0]}"
     if guess.read < guess.pairs:
-        yield f"      {rest} # every other one: {guess.read} of {guess.pairs} labels were read"
+        yield f"      {rest} # every other one: {guess.read} of {counted(guess.pairs, 'label')} read"
 
 
 def _held(guess: Guess, ids: dict[Value, int], train_id: int) -> str:

@@ -92,7 +92,7 @@ def _problems(name: str, domain: Domain, found: Survey) -> Iterator[str]:
     """What makes the exit code 1, in a clause each: samples that cannot be used, a mapping with gaps, no labels."""
     if found.damaged:
         yield (
-            f"{name}: {found.damaged} of {len(domain)} samples cannot be used\n"
+            f"{name}: {found.damaged} of {words.counted(len(domain), 'sample')} cannot be used\n"
             "  -> fix or remove them; training skips up to 1 % of its samples and stops at more (data.on_error)"
         )
     if found.unmapped is not None:
@@ -240,7 +240,7 @@ def _facts(domain: Domain, found: Survey) -> Iterator[list[str]]:
     yield ["sizes", shown + (f" and {len(sizes) - 4} more" if len(sizes) > 4 else "")]
     other = _of_other_size(found)
     if other:
-        yield ["unequal", f"{other} labels of another size than their image: resized to it"]
+        yield ["unequal", f"{words.counted(other, 'label')} of another size than the image: resized to it"]
     if labelled:
         for what, files in (
             ("no label", domain.missing.labels),

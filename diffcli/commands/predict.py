@@ -145,7 +145,7 @@ def _finish(manifest: Manifest, outputs: Outputs, *, title: str) -> None:
     if "rle" in outputs.kinds:
         write_coco(manifest.folder, manifest.entries(), classes=outputs.classes)
     count = sum(1 for entry in manifest.entries() if entry.frame is None)
-    with console.progress("write index.html", count) as bar:
+    with console.progress("write index.html", count, unit="images") as bar:
         write_index(
             manifest, title=title, classes=outputs.classes, palette=outputs.palette, progress=bar.update
         )

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,20 @@ _SIDEWAYS = 5
 
 
 def check_headers(
-    domain: Domain, *, workers: int = 4, progress: Progress | None = None, cache: Path | None = None
+    domain: Domain,
+    *,
+    workers: int = 4,
+    progress: Progress | None = None,
+    cached: Callable[[], None] = lambda: None,
+    cache: Path | None = None,
 ) -> dict[int, DataError]:
     """Sample -> why it cannot be used, as far as headers tell: no image, cut short, sizes that do not fit.
 
     What was found is kept in the cache until a file changes; only faulty samples are read again.
+
+    Args:
+        progress: called with (done, total) after each sample.
+        cached: called instead where what was found earlier is taken.
     """
     listed = [i for i, sample in enumerate(domain.samples) if sample.image is not None]
     path = (cache or cache_folder()) / "headers" / f"{_key(domain)}.npy"
@@ -35,6 +45,7 @@ def check_headers(
         good = np.zeros(len(listed), dtype=bool)
         todo, show = listed, progress
     else:
+        cached()
         todo, show = [i for i, ok in zip(listed, good, strict=True) if not ok], None
     faults: dict[int, DataError] = {}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffcli.classes import IGNORE_ID
 from diffcli.errors import DataError, DiffError
+from diffcli.runtime import words
 
 Value = Any
 """A value (int) or a colour (red, green, blue) of a label file."""
@@ -49,7 +50,7 @@ def all_outside(faults: Sequence[OutsideMapping], *, total: int) -> DataError:
     pixels, files = counted(faults)
     first = faults[0]
     return DataError(
-        f"{len(pixels)} label {_kind(pixels)} outside the mapping, in {len(faults)} files, the first: "
+        f"{len(pixels)} label {_kind(pixels)} outside the mapping, in {words.counted(len(faults), 'file')}, the first: "
         f"{Path(str(first.where)).name}",
         where=str(Path(str(first.where)).parent),
         hint=mapping_hint(first.setting, pixels, total=total, files=files),
@@ -114,7 +115,7 @@ def mapping_lines(
         entry = f"{value}: {train_ids[value]}"
         if isinstance(value, tuple):
             entry = f"- [[{', '.join(map(str, value))}], {train_ids[value]}]"
-        count = f" in {files[value]} file{'s' if files[value] != 1 else ''}" if files else ""
+        count = f" in {words.counted(files[value], 'file')}" if files else ""
         lines.append(f"{entry}  # {percent(pixels.get(value, 0), total)} of pixels{count}")
     return [*lines, f"# and {len(train_ids) - most} more"] if len(train_ids) > most else lines
 

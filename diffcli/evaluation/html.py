@@ -18,6 +18,7 @@ from diffcli.evaluation.domains import ClassMatch
 from diffcli.evaluation.evaluator import DomainScores, Shown
 from diffcli.evaluation.report import Report
 from diffcli.evaluation.tables import overlap_lines
+from diffcli.runtime.words import counted
 
 IMAGE_WIDTH = 420
 """Images are stored at most this wide."""
@@ -101,7 +102,7 @@ def _left_out(scores: Sequence[DomainScores]) -> Iterator[str]:
     for one in (one for one in scores if one.skipped):
         problems = "\n".join(problem_lines(one.problems))
         total = one.skipped + one.samples
-        yield f"{one.name}: {one.skipped} of {total} images are not in its scores.\n{problems}"
+        yield f"{one.name}: {one.skipped} of {counted(total, 'image')} left out of its scores.\n{problems}"
 
 
 def _example(what: str, shown: Shown, model: ModelConfig) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def _write_for_diffcli(trained: OpenRun, folder: Path, *, with_backbone: bool, n
     """Weights and settings, for `--run` and `diffcli.load`; returns what export.json holds."""
     shutil.copyfile(trained.weights, folder / EXPORT_WEIGHTS)
     if with_backbone:
+        console.say("putting the diffusion model in; a full-size one takes minutes")
         save_backbone(trained.config.model.backbone, folder / EXPORT_BACKBONE)
     write_json(folder / EXPORT_CONFIG, _settings(trained))
     facts = {**_facts(trained, included=with_backbone), "checksums": file_checksums(folder)}

@@ -132,6 +132,7 @@ def write_networks(trained: OpenRun, folder: Path, *, kind: Kind, size: Size) ->
     """
     if kind == "onnx":
         need("onnx", "onnxscript", "onnxruntime")
+    console.say(f"loading {trained.description}")
     model = trained.load_model(device="cpu", precision="float32")
     multiple = model.extractor.backbone.multiple
     padded = (size.height + -size.height % multiple, size.width + -size.width % multiple)

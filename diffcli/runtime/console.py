@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from diffcli.runtime.tables import cells, plain_table, styled_table
-from diffcli.runtime.words import UNSAFE, printable, wrap_words
+from diffcli.runtime.words import UNSAFE, counted, printable, wrap_words
 
 PLAIN_INTERVAL = 5.0
 """Seconds between two progress lines in a pipe."""
@@ -124,7 +124,9 @@ def table(
     head = [cells(row, digits) for row in body]
     tail = [cells(row, digits) for row in foot]
     if console.is_terminal:
-        styled = styled_table(title, columns, head, tail, numeric, width=console.width)
+        if title:  # of its own, since a table would break it at the width of its columns
+            console.print(Text(title, style="italic"))
+        styled = styled_table(columns, head, tail, numeric, width=console.width)
         console.print(styled, soft_wrap=False)
     else:
         print("\n".join(plain_table(title, columns, head, tail, numeric)), file=console.file, flush=True)
@@ -146,6 +148,9 @@ class Bar(Protocol):
 
     def describe(self, description: str) -> None:
         """Change the name of the stage."""
+
+    def cached(self) -> None:
+        """Nothing needs doing: what an earlier call found is kept."""
 
     def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
         """Other work took `seconds`, which do not count in the rate; it will take `later` seconds until the end."""
@@ -204,6 +209,7 @@ class _State:
         self.fields: dict[str, object] = {}
         self._marks = [(time.monotonic(), completed)]
         self._later = 0.0
+        self.is_cached = False
 
     def interrupted(self, seconds: float, later: float) -> None:
         self._marks = [(mark + seconds, completed) for mark, completed in self._marks]
@@ -229,6 +235,8 @@ class _State:
         return " | ".join(parts)
 
     def line(self) -> str:
+        if self.is_cached:
+            return f"{self.description}: cached ({counted(self.total, self.unit.removesuffix('s'))})"
         facts = self.facts()
         return f"{self.description} {self.completed}/{self.total}" + (f" | {facts}" if facts else "")
 
@@ -247,7 +255,12 @@ class _PlainBar:
             self._show()
 
     def describe(self, description: str) -> None:
+        """A stage may take minutes without a step: a line says at once that it has begun."""
         self.state.description = printable(description)
+        self._show()
+
+    def cached(self) -> None:
+        self.state.completed, self.state.is_cached = self.state.total, True
 
     def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
         self.state.interrupted(seconds, later)
@@ -274,6 +287,9 @@ class _RichBar:
     def describe(self, description: str) -> None:
         self.state.description = printable(description)
         self.live.update(self.task, description=self.state.description)
+
+    def cached(self) -> None:
+        self.state.completed, self.state.is_cached = self.state.total, True
 
     def interrupted(self, seconds: float, *, later: float = 0.0) -> None:
         self.state.interrupted(seconds, later)

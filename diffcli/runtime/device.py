@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from diffcli.errors import ConfigError
+from diffcli.runtime.words import counted
 
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -31,7 +32,8 @@ def resolve_device(name: str) -> torch.device:
             return device
         case "cuda" if torch.cuda.is_available():
             raise _absent(
-                name, f"is not there: PyTorch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on"
+                name,
+                f"is not there: PyTorch sees {counted(torch.cuda.device_count(), 'GPU')}, from cuda:0 on",
             )
         case "cuda" | "mps":
             raise _absent(name, "is not there: PyTorch sees none (see `diff doctor`)")

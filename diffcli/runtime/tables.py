@@ -56,7 +56,6 @@ def plain_table(
 
 
 def styled_table(
-    title: str,
     columns: Sequence[str],
     body: list[list[str]],
     foot: list[list[str]],
@@ -64,12 +63,10 @@ def styled_table(
     *,
     width: int,
 ) -> Table:
-    """The same table for a terminal, with its first column and its footer highlighted."""
+    """The same table for a terminal, without its title; the first column and the footer are highlighted."""
     rows = _fitted([list(columns), *body, *foot], numeric, room=width)
     columns, body, foot = rows[0], rows[1 : len(body) + 1], rows[len(body) + 1 :]
     result = Table(
-        title=Text(title) if title else None,
-        title_justify="left",
         box=None,
         pad_edge=False,
         show_header=any(columns),

@@ -10,6 +10,7 @@ from diffcli.errors import DiffError, TrainingError
 from diffcli.runtime import console, distributed
 from diffcli.runtime.console import Bar
 from diffcli.runtime.signals import Stop, Stopped, interruptible
+from diffcli.runtime.words import counted
 from diffcli.training.resume import save, saved
 from diffcli.training.run_folder import require_folder
 from diffcli.training.samples import batches
@@ -42,7 +43,7 @@ def fit(trainer: Trainer, stop: Stop) -> Validation | None:
                 if is_stale(trainer):
                     console.say(
                         f"stopped early: no better score than at iteration {trainer.best['iteration']} in "
-                        f"{train.patience} validations"
+                        f"{counted(train.patience or 0, 'validation')}"
                     )
                     return found
             try:

@@ -75,7 +75,7 @@ def restore(trainer: Trainer) -> None:
             ) from error
         if trainer.iteration > trainer.config.train.iterations:
             raise CheckpointError(
-                f"{trainer.iteration} iterations are done, and train.iterations is "
+                f"iteration {trainer.iteration} is reached, and train.iterations is "
                 f"{trainer.config.train.iterations}",
                 where=str(trainer.folder),
                 hint="set train.iterations to what the run shall reach",

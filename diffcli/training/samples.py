@@ -10,7 +10,7 @@ from diffcli.data.dataset import Domain, TrainingSet, open_domain
 from diffcli.data.glance import empty_classes, glance
 from diffcli.data.headers import check_headers
 from diffcli.data.skipped import Skipped
-from diffcli.data.statistics import ClassStatistics, class_statistics
+from diffcli.data.statistics import ClassStatistics, class_statistics, kept_statistics
 from diffcli.errors import DataError, DiffError
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_data_workers
@@ -60,7 +60,7 @@ def check_samples(config: RunConfig, source: Domain, targets: Sequence[Domain]) 
             _report_bad(config, skipped, faults)
         elif faults:
             console.warn(
-                f"{domain.name}: {len(faults)} of {len(domain)} samples cannot be scored, the first: "
+                f"{domain.name}: {len(faults)} of {counted(len(domain), 'sample')} cannot be scored, the first: "
                 f"{faults[0].where}: {faults[0].message}"
             )
     found = glance(source)
@@ -81,6 +81,7 @@ def _headers(config: RunConfig, domain: Domain) -> dict[int, DataError]:
             domain,
             workers=resolve_data_workers(config.runtime.data_workers),
             progress=lambda _done, _total: bar.update(),
+            cached=bar.cached,
         )
 
 
@@ -102,6 +103,9 @@ def _count_classes(config: RunConfig, source: Domain, skipped: Skipped) -> Class
         return None
     faults: dict[int, DataError] = {}
     with console.progress("count classes", len(source)) as bar:
+        if (kept := kept_statistics(source)) is not None:
+            bar.cached()
+            return kept
         statistics = class_statistics(
             source,
             workers=resolve_data_workers(config.runtime.data_workers),

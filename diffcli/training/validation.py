@@ -12,7 +12,7 @@ from diffcli.evaluation.report import counted, write_picture
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import BEST, CURVES, VALIDATION
-from diffcli.runtime import console
+from diffcli.runtime import console, words
 from diffcli.runtime.device import resolve_data_workers
 from diffcli.training.history import write_history
 from diffcli.training.trackers import track_pictures
@@ -44,7 +44,9 @@ def validate(trainer: Trainer) -> Validation:
                 problems.append(f"{domain.name}: {error.message} ({error.where})")
                 return None
         if found.skipped:
-            problems.append(f"{domain.name}: {found.skipped} samples left out, first {found.problems[0]}")
+            problems.append(
+                f"{domain.name}: {words.counted(found.skipped, 'sample')} left out, first {found.problems[0]}"
+            )
         return found
 
     model.decoder.eval()

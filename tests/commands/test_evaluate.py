@@ -297,7 +297,7 @@ def test_the_page_needs_no_network_and_escapes_names(
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert name in page.words
-    assert "1 of 3 images are not in its scores" in page.words
+    assert "1 of 3 images left out of its scores" in page.words
     assert page.tags.count("img") == 2 * 4  # the other two images: image, truth, prediction, errors
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "url(" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

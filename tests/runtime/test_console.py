@@ -136,3 +136,12 @@ def in_terminal(command: list[str], *, cwd: Path) -> str:
     os.close(leader)
     assert process.wait(timeout=60) == 0, b"".join(chunks).decode()
     return b"".join(chunks).decode()
+
+
+def test_cached_work_and_a_stage_that_begins_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("count classes", 1) as bar:
+        bar.cached()
+    with console.progress("export", 3, unit="networks") as bar:
+        bar.describe("export encoder")  # may take minutes
+        assert capsys.readouterr().err == "count classes: cached (1 sample)\nexport encoder 0/3\n"
+        bar.update(3)

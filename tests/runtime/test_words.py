@@ -27,7 +27,7 @@ def test_names_break_where_they_have_parts() -> None:
 
 def test_a_wide_table_fits_without_losing_a_letter() -> None:
     cells = ["a/long/name/of/a/domain/that/goes/on", "/and/a/path/that/is/longer/than/the/room/there/is"]
-    table = styled_table("", ["domain", "where"], [cells], [], [False, False], width=40)
+    table = styled_table(["domain", "where"], [cells], [], [False, False], width=40)
     shown = [str(cell) for column in table.columns for cell in column.cells]
     assert [cell.replace("\n", "") for cell in shown] == cells
     assert sum(max(map(len, cell.split("\n"))) for cell in shown) + 2 <= 40
