@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
+from diffcli import __version__
 from diffcli.commands.tables import print_table
 from diffcli.config.settings import RunConfig
 from diffcli.errors import ConfigError, DataError
@@ -29,6 +30,7 @@ from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import (
     BEST,
     CURVES,
+    LAST,
     PICTURE,
     REPORT,
     RESUME,
@@ -138,7 +140,19 @@ def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -
         "skipped_samples": len(trainer.skipped.faults),
         **_unseen(trainer, scores),
     }
-    report = build_report(scores, model=model, settings=trainer.config.eval, training=training)
+    report = build_report(
+        scores,
+        model=model,
+        settings=trainer.config.eval,
+        training=training,
+        diffcli=__version__,
+        run=str(trainer.folder),
+        checkpoint=Path(LAST).name,
+        iteration=trainer.iteration,
+        backbone=model.backbone.source,
+        device=str(trainer.model.device),
+        precision=trainer.model.precision,
+    )
     write_reports(trainer.folder, report, scores, model=model, examples=_examples(trainer, scores))
     track_report(trainer.accelerator.trackers, trainer.folder, step=trainer.iteration)
     for tracker in trainer.accelerator.trackers:

@@ -5,10 +5,12 @@ The templates are files in `templates/`. Everything that they insert is escaped,
 
 import base64
 import io
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from diffcli.drawing.pictures import Pixels
@@ -19,15 +21,23 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
+def breakable(text: object) -> Markup:
+    """A name, escaped, that a narrow window may break behind slashes, dots, dashes and underscores."""
+    pieces = re.findall(r"[^/._-]*[/._-]|[^/._-]+", str(text))
+    return Markup("<wbr>").join(pieces)
+
+
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("diffcli.drawing"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["breakable"] = breakable
+    return environment
 
 
 def data_url(pixels: Pixels, *, width: int, photograph: bool) -> str:

@@ -34,9 +34,10 @@ def write_index(
         title: what made the masks.
         progress: called once for each entry.
     """
+    entries = [entry for entry in manifest.entries() if entry.frame is None]
     cards = []
-    for number, entry in enumerate(entry for entry in manifest.entries() if entry.frame is None):
-        cards.append(_card(entry, manifest.folder, palette, thumbnail=number < LARGEST_INDEX))
+    for number, (entry, name) in enumerate(zip(entries, _names(entries), strict=True)):
+        cards.append(_card(entry, name, manifest.folder, palette, thumbnail=number < LARGEST_INDEX))
         progress()
     page = render(
         "predictions.html",
@@ -49,10 +50,20 @@ def write_index(
     return file
 
 
-def _card(entry: Entry, folder: Path, palette: Pixels, *, thumbnail: bool) -> dict[str, Any]:
+def _names(entries: Sequence[Entry]) -> list[str]:
+    """The inputs from their common folder on."""
+    try:
+        common = os.path.commonpath([os.path.dirname(entry.input) for entry in entries])
+    except ValueError:  # there are none, or only some begin at the root
+        return [entry.input for entry in entries]
+    return [os.path.relpath(entry.input, common or ".") for entry in entries]
+
+
+def _card(entry: Entry, name: str, folder: Path, palette: Pixels, *, thumbnail: bool) -> dict[str, Any]:
     picture = _thumbnail(entry, folder, palette) if thumbnail and entry.status != "failed" else None
     return {
-        "name": entry.input,
+        "name": name,
+        "path": entry.input,
         "status": entry.status,
         "error": entry.error,
         "confidence": entry.confidence,

@@ -184,7 +184,7 @@ def test_several_runs_in_one_table(
     assert compared.settings == {"train.learning_rate": {"tiny": 6e-5, "other": 0.5}}
     report = Report.model_validate_json((tmp_path / "out" / "tiny" / "report.json").read_text())
     assert compared.domains[0].iou["road"]["tiny"] == report.domains[0].per_class["road"].iou
-    assert "<td>train.learning_rate</td>" in (tmp_path / "out" / "comparison.html").read_text()
+    assert "train.<wbr>learning_<wbr>rate" in (tmp_path / "out" / "comparison.html").read_text()
     with pytest.raises(ConfigError, match="two runs are named tiny"):
         evaluate.run(evaluate.Request(runs=[tiny_run, tiny_run], output=tmp_path / "out"))
 
