@@ -1,6 +1,5 @@
 """The picture of a dataset: class shares as bars, and samples with their labels laid over them."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,12 +8,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diffcli.config.settings import ModelConfig
+from diffcli.drawing.curves import figure_image
 from diffcli.drawing.pictures import Pixels, blend, class_palette
 
 _INK, _SOFT, _PAPER = (30, 30, 30), (110, 110, 110), (255, 255, 255)
 _WIDTH, _GAP, _LINE, _COLUMNS = 1200, 8, 20, 3
 _SMALLEST = 1e-5
-"""Share at which a bar of the logarithmic scale begins."""
+"""Share at which the bars of the logarithmic scale begin."""
 
 
 class Panel(NamedTuple):
@@ -40,32 +40,37 @@ def inspection_picture(
 
 def _bars(title: str, shares: NDArray[np.float64], classes: Sequence[str], palette: Pixels) -> Image.Image:
     """One bar a class in its colour, in as many columns as keep the picture low; none where nothing is labelled."""
-    font = ImageFont.load_default(14)
+    from matplotlib.figure import Figure  # matplotlib takes a second to import
+
     lines = len(classes) if shares.any() else 0
     columns = 2 if lines > 10 else 1
     rows = -(-lines // columns)
-    picture = Image.new("RGB", (_WIDTH, (rows + 2) * _LINE + _GAP), _PAPER)
-    draw = ImageDraw.Draw(picture)
+    figure = Figure(figsize=(_WIDTH / 100, (rows * _LINE + 60) / 100), dpi=100, layout="constrained")
     words = "share of labelled pixels, logarithmic" if lines else "no labels"
-    draw.text((_GAP, _GAP), f"{title}  |  {words}", fill=_INK, font=font)
-    names = max((font.getlength(name) for name in classes), default=0)
-    names = min(round(names), _WIDTH // columns // 3)
-    room = _WIDTH // columns - names - 100
-    for i in range(lines):
-        column, row = divmod(i, rows)
-        left, top = column * (_WIDTH // columns) + _GAP, row * _LINE + _LINE + _GAP + 4
-        draw.text((left, top), _fitted(classes[i], names, font), fill=_INK, font=font)
-        start, length = left + names + _GAP, round(room * _logarithmic(float(shares[i])))
-        if length:
-            draw.rectangle((start, top + 2, start + length, top + 14), fill=tuple(palette[i].tolist()))
-        text = f"{100 * shares[i]:.3g} %" if shares[i] else "none"
-        draw.text((start + length + _GAP, top), text, fill=_SOFT, font=font)
-    return picture
+    figure.suptitle(f"{title}  |  {words}", fontsize=10, parse_math=False)
+    parts = figure.subplots(1, columns, squeeze=False)[0] if lines else []
+    for column, axes in enumerate(parts):
+        own = range(column * rows, min((column + 1) * rows, lines))
+        lengths = [max(float(shares[i]), _SMALLEST) for i in own]
+        colors = [tuple(palette[i] / 255) for i in own]
+        places = range(len(own))
+        bars = axes.barh(places, lengths, color=colors, edgecolor="#666666", linewidth=0.4, height=0.72)
+        texts = [f"{100 * shares[i]:.3g} %" if shares[i] else "none" for i in own]
+        axes.bar_label(bars, texts, padding=4, fontsize=8, color="#555555")
+        axes.set_xscale("log")
+        axes.set_xlim(_SMALLEST, 4)  # room for the text behind a bar of nearly everything
+        names = [_shortened(classes[i]) for i in own]
+        axes.set_yticks(places, names, fontsize=8, parse_math=False)
+        axes.set_ylim(rows - 0.5, -0.5)
+        axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["0.01 %", "0.1 %", "1 %", "10 %", "100 %"], fontsize=7)
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure_image(figure)
 
 
-def _logarithmic(share: float) -> float:
-    """0 below the smallest share worth a bar, 1 for all pixels."""
-    return max(1 - math.log(share) / math.log(_SMALLEST), 0.0) if share > 0 else 0.0
+def _shortened(name: str) -> str:
+    """A class name of at most 30 letters, the end of a longer one left out."""
+    return name if len(name) <= 30 else f"{name[:27]}..."
 
 
 def _sheet(panels: Sequence[Panel], palette: Pixels) -> Image.Image:

@@ -1,5 +1,6 @@
 """Curves of a training run: losses, learning rate, and the mIoU of each domain, over iterations."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,10 @@ MIOU = "mean_iou"
 
 def curves_picture(records: Sequence[Mapping[str, Any]], *, title: str) -> Image.Image:
     """Three panels, 1500x450 pixels, from the lines of metrics.jsonl; a panel without values says so."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # matplotlib takes a second to import
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # matplotlib takes a second to import
 
     figure = Figure(figsize=(15, 4.5), dpi=100, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     losses, rate, miou = figure.subplots(1, 3)
     for key, name in LOSSES.items():
         _draw(losses, records, key, name)
@@ -38,11 +38,21 @@ def curves_picture(records: Sequence[Mapping[str, Any]], *, title: str) -> Image
         if not axes.lines:
             axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
         elif len(axes.lines) > 1:
-            axes.legend(fontsize="small")
+            for text in axes.legend(fontsize="small").get_texts():
+                text.set_parse_math(False)
     losses.set_ylim(bottom=0)
     miou.set_ylim(bottom=0)
+    return figure_image(figure)
+
+
+def figure_image(figure: Any) -> Image.Image:
+    """A figure of matplotlib as an RGB picture; letters that its font lacks are boxes, without a warning for each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas: Any = FigureCanvasAgg(figure)
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 

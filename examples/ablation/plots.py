@@ -1,67 +1,50 @@
 """The ablation's plots: mean unseen mIoU of every row as bars, and mIoU against U-Net evaluations."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
 
-INK, PAPER, GRID = (30, 30, 30), (255, 255, 255), (215, 215, 215)
-SHADES = ((165, 195, 225), (35, 95, 155), (230, 150, 60), (110, 110, 110))
-LABEL, PLOT, LINE, MARGIN = 170, 640, 15, 20
-COST_SIZE = (860, 420)
-SOURCE, UNSEEN = (230, 150, 60), (35, 95, 155)
+SHADES = ("#a5c3e1", "#235f9b", "#e6963c", "#6e6e6e")
+"""Of the budgets."""
+SOURCE, UNSEEN = "#e6963c", "#235f9b"
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Mean unseen mIoU: a bar a row and budget, a whisker of one standard deviation, a dot a seed."""
-    names, budgets = (
-        list(dict.fromkeys(row["row"] for row in rows)),
-        list(dict.fromkeys(row["budget"] for row in rows)),
-    )
-    group = LINE * len(budgets) + 10
-    canvas = Image.new("RGB", (LABEL + PLOT + 3 * MARGIN, 3 * MARGIN + group * len(names) + MARGIN), PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    top = 5 * max(1, -(-max(max(row["mean_iou"]["mean unseen"]["values"]) for row in rows) * 100 // 5))
-
-    def x(percent: float) -> float:
-        return LABEL + MARGIN + PLOT * percent / top
-
-    _axis(draw, font, x, top=int(top), bottom=canvas.height - 2 * MARGIN)
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    budgets = list(dict.fromkeys(row["budget"] for row in rows))
+    height = 0.8 / len(budgets)
+    figure, axes = _figure(9, 1.2 + 0.22 * len(budgets) * len(names) + 0.1 * len(names))
     for i, budget in enumerate(budgets):
-        left = LABEL + MARGIN + 150 * i
-        draw.rectangle((left, 6, left + 12, 18), fill=SHADES[i % len(SHADES)])
-        draw.text((left + 18, 4), f"{budget} iterations", fill=INK, font=font)
-    for row in rows:
-        y = 2 * MARGIN + group * names.index(row["row"]) + LINE * budgets.index(row["budget"])
-        if row["budget"] == next(other["budget"] for other in rows if other["row"] == row["row"]):
-            draw.text((MARGIN, y + 2), row["row"], fill=INK, font=font)
-        _bar(
-            draw,
-            x,
-            y,
-            row["mean_iou"]["mean unseen"],
-            shade=SHADES[budgets.index(row["budget"]) % len(SHADES)],
+        own = [row for row in rows if row["budget"] == budget]
+        places = [names.index(row["row"]) + (i - (len(budgets) - 1) / 2) * height for row in own]
+        values = [row["mean_iou"]["mean unseen"] for row in own]
+        axes.barh(
+            places,
+            [100 * value["mean"] for value in values],
+            height=0.9 * height,
+            color=SHADES[i % len(SHADES)],
+            xerr=[100 * (value["std"] or 0.0) for value in values],
+            label=f"{budget} iterations",
         )
-    return canvas
-
-
-def _axis(draw: ImageDraw.ImageDraw, font: Any, x: Any, *, top: int, bottom: float) -> None:
-    """Percentages below, a faint line each."""
-    step = 5 if top <= 50 else 10
-    for percent in range(0, top + 1, step):
-        draw.line((x(percent), 1.5 * MARGIN, x(percent), bottom), fill=GRID)
-        draw.text((x(percent), bottom + 4), str(percent), fill=INK, font=font, anchor="ma")
-    draw.text((x(0), bottom + 20), "mean mIoU over the unseen domains, percent", fill=INK, font=font)
-
-
-def _bar(draw: ImageDraw.ImageDraw, x: Any, y: float, value: Mapping[str, Any], *, shade: Any) -> None:
-    mean, deviation, middle = 100 * value["mean"], 100 * (value["std"] or 0.0), y + LINE / 2
-    draw.rectangle((x(0), y + 1, x(mean), y + LINE - 2), fill=shade)
-    if deviation:
-        draw.line((x(max(0.0, mean - deviation)), middle, x(mean + deviation), middle), fill=INK, width=2)
-    for one in value["values"]:
-        draw.ellipse((x(100 * one) - 2, middle - 2, x(100 * one) + 2, middle + 2), fill=PAPER, outline=INK)
+        seeds = [
+            (100 * one, place) for place, value in zip(places, values, strict=True) for one in value["values"]
+        ]
+        axes.scatter(
+            *zip(*seeds, strict=True), s=12, color="white", edgecolor="black", linewidth=0.8, zorder=3
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("mean mIoU over the unseen domains, percent")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(budgets), frameon=False)
+    return _picture(figure)
 
 
 def plot_costs(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
@@ -75,40 +58,49 @@ def plot_costs(rows: Sequence[Mapping[str, Any]]) -> Image.Image:
     budgets = [row["budget"] for row in schedules]
     budget = max(budgets, key=lambda value: (budgets.count(value), value), default=0)
     own = [row for row in schedules if row["budget"] == budget]
-    canvas = Image.new("RGB", COST_SIZE, PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
-    left, right, top, bottom = 60, COST_SIZE[0] - 130, 40, COST_SIZE[1] - 60
-    series = [(UNSEEN, "mean unseen", "mean over the unseen domains"), (SOURCE, None, "source domain")]
-    highest = 100 * max(
-        (max(value["values"]) for row in own for value in row["mean_iou"].values()), default=0.1
-    )
-    most = max((row["unet_evaluations_per_image"] for row in own), default=1.0)
+    figure, axes = _figure(8.6, 4.2)
+    evaluations = [row["unet_evaluations_per_image"] for row in own]
+    for shade, column, words in (
+        (SOURCE, None, "mIoU, source domain"),
+        (UNSEEN, "mean unseen", "mIoU, mean over the unseen domains"),
+    ):
+        values = [row["mean_iou"][column or next(iter(row["mean_iou"]))] for row in own]
+        means, deviations = ([100 * (value[key] or 0.0) for value in values] for key in ("mean", "std"))
+        axes.errorbar(evaluations, means, yerr=deviations, fmt="o", color=shade, label=words)
+        for row, x, y, side in zip(own, evaluations, means, _sides(evaluations, means), strict=True):
+            name = row["row"].removeprefix("schedule_")
+            axes.annotate(name, (x, y), (8, side), textcoords="offset points", va="center", fontsize=9)
+    axes.set_xscale("log")
+    ticks = sorted(set(evaluations))
+    axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.margins(x=0.12)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.4)
+    axes.set_xlabel(f"U-Net evaluations of one image; {budget} iterations")
+    axes.set_ylabel("percent")
+    if own:
+        axes.legend(loc="lower right", frameon=False)
+    return _picture(figure)
 
-    def place(evaluations: float, percent: float) -> tuple[float, float]:
-        share = math.log(evaluations) / max(math.log(most), 1e-9)
-        return left + 20 + (right - left - 20) * share, bottom - (bottom - top) * percent / highest
 
-    for percent in range(0, int(highest) + 1, 5):
-        y = place(1, percent)[1]
-        draw.line((left, y, right, y), fill=GRID)
-        draw.text((left - 8, y), str(percent), fill=INK, font=font, anchor="rm")
-    for evaluations in sorted({row["unet_evaluations_per_image"] for row in own}):
-        x = place(evaluations, 0)[0]
-        draw.line((x, bottom, x, bottom + 5), fill=INK)
-        draw.text((x, bottom + 8), f"{evaluations:.3g}", fill=INK, font=font, anchor="ma")
-    draw.text(
-        (left, bottom + 30), f"U-Net evaluations of one image; {budget} iterations", fill=INK, font=font
-    )
-    for number, (shade, column, words) in enumerate(series):
-        draw.rectangle((left + 280 * number, 10, left + 12 + 280 * number, 22), fill=shade)
-        draw.text((left + 18 + 280 * number, 8), f"mIoU, {words}", fill=INK, font=font)
-        for row in own:
-            value = row["mean_iou"][column or next(iter(row["mean_iou"]))]
-            mean, deviation = 100 * value["mean"], 100 * (value["std"] or 0.0)
-            x, y = place(row["unet_evaluations_per_image"], mean)
-            low, high = (place(1, mean + sign * deviation)[1] for sign in (-1, 1))
-            draw.line((x, low, x, high), fill=shade, width=2)
-            draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=shade)
-            if column is not None:
-                draw.text((x + 8, y), row["row"].removeprefix("schedule_"), fill=INK, font=font, anchor="lm")
-    return canvas
+def _sides(places: Sequence[float], heights: Sequence[float]) -> list[int]:
+    """Points by which each name is raised: names at one place go apart."""
+    sides = []
+    for i, (x, y) in enumerate(zip(places, heights, strict=True)):
+        near = [other for j, other in enumerate(heights) if j != i and places[j] == x and abs(other - y) < 3]
+        sides.append(0 if not near else 6 if y >= max(near) else -6)
+    return sides
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _picture(figure: Figure) -> Image.Image:
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -76,7 +76,7 @@ def test_resume_refuses_other_settings_by_name(tmp_path: Path, monkeypatch: pyte
         CheckpointError, match=r"train\.seed was 0, and is 1 now[\s\S]*may only change train\.iter"
     ):
         start(tiny_config(train__seed=1), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"2 iterations are done, and train\.iterations is 1"):
+    with pytest.raises(CheckpointError, match=r"iteration 2 is reached, and train\.iterations is 1"):
         start(tiny_config(train__iterations=1), tmp_path, resume=True)
 
 
