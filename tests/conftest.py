@@ -18,7 +18,7 @@ INTEGRATION = ROOT / "tests" / "integration"
 
 pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
 
-SLOW_FIXTURES = {"cli_process", "launch", "onnx_export", "workplace"}
+SLOW_FIXTURES = {"cli_process", "launch", "onnx_export", "ranks", "workplace"}
 """What takes seconds to make: a test that uses one is marked slow."""
 
 Done = subprocess.CompletedProcess[str]
@@ -26,8 +26,9 @@ CLI = Callable[..., Done]
 
 
 def pytest_configure() -> None:
-    """One thread a process, for machines are shared; 80 columns, as in a pipe."""
-    os.environ.update(OMP_NUM_THREADS="1", COLUMNS="80")
+    """One thread a process, for machines are shared; 80 columns, as in a pipe; every process finds this checkout."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.update(OMP_NUM_THREADS="1", COLUMNS="80", PYTHONPATH=path)
     import torch
     from hypothesis import settings
 
@@ -64,11 +65,10 @@ def run_process(
     *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 300
 ) -> Done:
     """`diff ...` as its own process, in a pipe of 80 columns."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:diffcli", "-m", "diffcli", *map(str, arguments)],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, **(env or {})},
+        env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

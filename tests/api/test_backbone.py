@@ -2,8 +2,7 @@
 
 import os
 import pickle
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import diffcli
 from diffcli import DIFFBackbone
 from diffcli.config.settings import ModelConfig
 from diffcli.core.model import build_model, pad_to_multiple
 from diffcli.runs.checkpoint import save_checkpoint
+from tests.fixtures import processes
 from tests.fixtures.models import TINY_MODEL, TINY_SD
 
 CHANNELS = (32, 64, 64, 64)
@@ -159,43 +159,28 @@ def test_a_run_gives_what_it_trained(tmp_path: Path) -> None:
     assert torch.allclose(full, model.logits(images, identities=["a"]), atol=1e-5)
 
 
-DDP = """
-import os, time
-import torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from diffcli import DIFFBackbone
-from tests.fixtures.models import TINY_SD
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-torch.set_num_threads(1)
-backbone = DIFFBackbone.from_source(str(TINY_SD), channels=(32, 64, 64, 64))
-model = DistributedDataParallel(backbone.train())
-images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(rank)) * 2 - 1
-for _ in range(2):
-    sum(one.square().mean() for one in model(images)).backward()
-grads = torch.cat([x.grad.flatten() for x in model.parameters()])
-both = [torch.empty_like(grads) for _ in range(2)]
-dist.all_gather(both, grads)
-assert torch.equal(*both) and grads.abs().sum() > 0
-dist.barrier()
-time.sleep(1)  # gloo aborts a process whose partner goes while both are parting
-os._exit(0)
-"""
+def two_backward_passes() -> None:
+    """What each rank of the next test does."""
+    distributed.init_process_group("gloo")
+    wrapped = nn.parallel.DistributedDataParallel(make().train())
+    generator = torch.Generator().manual_seed(distributed.get_rank())
+    images = torch.rand(1, 3, 64, 64, generator=generator) * 2 - 1
+    for _ in range(2):
+        sum(one.square().mean() for one in wrapped(images)).backward()
+    grads = torch.cat([x.grad.flatten() for x in wrapped.parameters()])
+    both = [torch.empty_like(grads) for _ in range(2)]
+    distributed.all_gather(both, grads)
+    assert torch.equal(*both)
+    assert grads.abs().sum() > 0
+    distributed.barrier()
+    time.sleep(1)  # gloo aborts a process whose partner goes while both are parting
+    os._exit(0)
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path: Path, repository: Path) -> None:
-    (tmp_path / "ddp.py").write_text(DDP)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "ddp.py"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_processes(tmp_path: Path) -> None:
+    code, _, words = processes.Ranks(two_backward_passes, cwd=tmp_path).communicate()
+    assert code == 0, words[-2000:]
 
 
 @pytest.mark.slow

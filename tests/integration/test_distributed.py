@@ -1,4 +1,4 @@
-"""Two real processes over gloo, as torchrun starts them: the numbers of one, every file once, none left waiting."""
+"""Two real processes over gloo, as a launcher starts them: the numbers of one, every file once, none left waiting."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +29,42 @@ from diffcli.runs.folder import LAST, METRICS, RESUME
 from diffcli.runtime import console
 from diffcli.training.batchnorm import SynchronisedBatchNorm2d
 from diffcli.training.samples import open_domains, training_set
+from tests.fixtures import processes
 from tests.fixtures.models import TINY_MODEL
 from tests.fixtures.training import metrics
 
 ROOT = Path(__file__).parents[2]
 
 Launch = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., processes.Ranks]
+
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run"),
+    *("--standalone", "--nproc-per-node=2", "-m", "--", "diffcli"),
+)
 
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Launch:
-    """Start `diff ...` as two processes that find each other on a free port."""
+    """Start `diff ...` under a launcher that is a program of its own."""
 
-    torchrun = (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        *("-m", "--", "diffcli"),
-    )
-
-    def start(
-        *arguments: object, launcher: Sequence[object] = torchrun, **env: str
-    ) -> "subprocess.Popen[str]":
+    def start(*arguments: object, launcher: Sequence[object], **env: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [*map(str, launcher), *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
     return start
+
+
+@pytest.fixture
+def ranks(tmp_path: Path) -> Callable[..., processes.Ranks]:
+    """Start `diff ...` as two forked ranks: what torchrun does, without the seconds that importing takes."""
+    return partial(processes.two_ranks, cwd=tmp_path)
 
 
 def end(process: "subprocess.Popen[str]", *, timeout: float = 300) -> tuple[int, str, str]:
@@ -131,16 +134,16 @@ def training(pictures: Path, **settings: Any) -> RunConfig:
 
 
 def test_training_equals_one_process_with_the_doubled_batch(
-    tmp_path: Path, pictures: Path, launch: Launch
+    tmp_path: Path, pictures: Path, ranks: Start
 ) -> None:
     """Gradients, losses and BatchNorm over all images, also where one process has fewer labelled pixels."""
     (tmp_path / "tiny.yaml").write_text(dump_config(training(pictures)))
-    running = launch("train", "tiny.yaml")
+    running = ranks("train", "tiny.yaml")
     AcceleratorState._reset_state(reset_partial_state=True)
     alone = training(pictures, batch_size=2)
     with console.json_only():
         train.run(train.Request(config=alone, config_name="tiny", resume=False, runs=tmp_path / "alone"))
-    code, _, words = end(running)
+    code, _, words = running.communicate()
     assert code == 0, words[-3000:]
     assert words.count("train 3/3") == 1
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
@@ -166,12 +169,12 @@ def moved(state: dict[str, torch.Tensor], start: torch.nn.Module) -> torch.Tenso
 
 
 def test_eval_gives_the_numbers_of_one_process(
-    tmp_path: Path, tiny_run: Path, pictures: Path, launch: Launch
+    tmp_path: Path, tiny_run: Path, pictures: Path, ranks: Start
 ) -> None:
     """The same report but for the clock, the same picture; a damaged file is told once, by rank 0."""
     (pictures / "images/5.png").write_bytes(b"not a picture")
     shared = ["--run", tiny_run, "--domain", "folder", "--root", pictures, "--json"]
-    running = launch("eval", *shared, "-o", "both", "--set", "eval.batch_size=2")
+    running = ranks("eval", *shared, "-o", "both", "--set", "eval.batch_size=2")
     with pytest.raises(DataError, match="1 of 8 images are not in its scores") as error:
         evaluate.run(
             evaluate.Request(
@@ -181,7 +184,7 @@ def test_eval_gives_the_numbers_of_one_process(
                 overrides=["eval.batch_size=2"],
             )
         )
-    code, out, words = end(running)
+    code, out, words = running.communicate()
     assert code == 1
     assert words.count(error.value.message.splitlines()[-1]) == 1
     assert words.count("evaluate data 8/8") == 1
@@ -214,9 +217,7 @@ def test_predict_writes_every_file_once(
     assert written == [f"{i}.png" for i in (0, 2, 3, 4, 5, 6, 7)]
 
 
-def test_an_error_of_one_rank_ends_all_and_is_told_once(
-    tmp_path: Path, pictures: Path, launch: Launch
-) -> None:
+def test_an_error_of_one_rank_ends_all_and_is_told_once(tmp_path: Path, pictures: Path, ranks: Start) -> None:
     """A damaged picture that rank 1 meets first: rank 0 saves what was reached, and both end."""
     config = training(pictures, iterations=20)
     config = config.model_copy(update={"data": config.data.model_copy(update={"on_error": "stop"})})
@@ -227,7 +228,7 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
     pixels[1000:2000] = bytes(1000)  # header and end are sound, so that it is met while training
     damaged.write_bytes(pixels)
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
-    code, _, words = end(launch("train", "tiny.yaml"))
+    code, _, words = ranks("train", "tiny.yaml").communicate()
     assert code != 0
     assert words.count(f"error: {damaged}: the file is damaged") == 1
     assert words.count("\nerror: ") == 1  # libpng prints a line of its own
@@ -235,14 +236,13 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
     assert (tmp_path / "runs/tiny" / LAST).is_file()
 
 
-def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, launch: Launch) -> None:
+def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, ranks: Start) -> None:
     """Rank 0 does not wait for one that is gone, and says so."""
     (tmp_path / "tiny.yaml").write_text(dump_config(training(pictures, iterations=100_000)))
-    running = launch("train", "tiny.yaml")
+    running = ranks("train", "tiny.yaml")
     wait_for(tmp_path / "runs/tiny" / METRICS, running)
-    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    code, _, words = end(running)
+    running.ranks[1].kill()
+    code, _, words = running.communicate()
     assert code != 0
     assert words.count("error: another process of this run died without a message") == 1
     assert words.count("error: ") == 1
@@ -251,7 +251,7 @@ def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, laun
 def test_ctrl_c_stops_all_and_saves(tmp_path: Path, pictures: Path, launch: Launch) -> None:
     """The launcher passes the signal on; the processes agree after which iteration they stop."""
     (tmp_path / "tiny.yaml").write_text(dump_config(training(pictures, iterations=100_000)))
-    running = launch("train", "tiny.yaml")
+    running = launch("train", "tiny.yaml", launcher=TORCHRUN)
     wait_for(tmp_path / "runs/tiny" / METRICS, running)
     running.send_signal(signal.SIGINT)
     code, _, words = end(running)
@@ -262,14 +262,14 @@ def test_ctrl_c_stops_all_and_saves(tmp_path: Path, pictures: Path, launch: Laun
     assert (tmp_path / "runs/tiny" / RESUME).is_file()
 
 
-def wait_for(file: Path, running: "subprocess.Popen[str]") -> None:
+def wait_for(file: Path, running: "subprocess.Popen[str] | processes.Ranks") -> None:
     while not file.is_file():
-        assert running.poll() is None, running.communicate()[1][-3000:]
+        assert running.poll() is None, running.communicate()[-1][-3000:]
         time.sleep(0.1)
 
 
-def test_usage_is_told_once(launch: Launch) -> None:
-    code, out, words = end(launch("doctor"))
+def test_usage_is_told_once(ranks: Start) -> None:
+    code, out, words = ranks("doctor").communicate()
     assert code != 0
     assert out == ""
     assert words.count("error: diff doctor is one process, not 2") == 1

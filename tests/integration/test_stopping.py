@@ -18,6 +18,7 @@ import torch
 
 from diffcli.runs.checkpoint import read_checkpoint
 from diffcli.runs.folder import LAST, LOCK, METRICS, REPORT, RESUME
+from tests.fixtures import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -38,7 +39,8 @@ runtime: {{device: cpu, data_workers: WORKERS}}
 eval: {{size: 64x64}}
 """
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Process = processes.Forked | subprocess.Popen[str]
+Start = Callable[..., Process]
 
 
 def _default_signals() -> None:
@@ -49,18 +51,22 @@ def _default_signals() -> None:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """start("--resume", iterations=..., workers=...): `diff train` in a process group of its own."""
-    started: list[subprocess.Popen[str]] = []
+    """start("--resume", iterations=..., workers=...): `diff train` in a process group of its own.
 
-    def run(
-        *options: str, iterations: int = 100_000, workers: int = 0, **popen: Any
-    ) -> "subprocess.Popen[str]":
+    Forked, but with options for subprocess.Popen a new interpreter.
+    """
+    started: list[Process] = []
+
+    def run(*options: str, iterations: int = 100_000, workers: int = 0, **popen: Any) -> Process:
         text = SETTINGS.replace("ITERATIONS", str(iterations)).replace("WORKERS", str(workers))
         (tmp_path / "tiny.yaml").write_text(text)
+        words = ["train", "tiny.yaml", *options]
+        if not popen:
+            started.append(processes.diff(*words, cwd=tmp_path))
+            return started[-1]
         process = subprocess.Popen(
-            [sys.executable, "-m", "diffcli", "train", "tiny.yaml", *options],
+            [sys.executable, "-m", "diffcli", *words],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             **{
                 "stdout": subprocess.PIPE,
                 "stderr": subprocess.PIPE,
@@ -80,7 +86,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", *, seconds: float = 240) -> None:
+def until(condition: Callable[[], bool], process: Process, *, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -100,7 +106,7 @@ def trained(folder: Path, *, iterations: int) -> Callable[[], bool]:
     return lambda: any(line["iteration"] >= iterations for line in lines(folder))
 
 
-def workers_of(process: "subprocess.Popen[str]") -> list[int]:
+def workers_of(process: Process) -> list[int]:
     listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     return [int(pid) for pid in listed.split()]
 
@@ -271,7 +277,6 @@ def test_hardly_any_shared_memory(tmp_path: Path, start: Start) -> None:
         done = subprocess.run(
             [*command, sys.executable, "-m", "diffcli", "train", "tiny.yaml"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=120,
