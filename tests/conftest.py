@@ -1,5 +1,6 @@
 """What every test shares: the command line, here or as a process of its own; markers; tests/fixtures."""
 
+import gc
 import io
 import os
 import runpy
@@ -38,6 +39,13 @@ def pytest_configure() -> None:
     settings.load_profile("ci" if "CI" in os.environ else "local")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: a worker for each core, but not so many that they need more memory than machines have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark by folder and by slow fixtures; keep `nightly` tests for -m nightly and `cuda` tests for a GPU."""
@@ -54,6 +62,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         nightly = [item for item in items if item.get_closest_marker("nightly")]
         config.hook.pytest_deselected(items=nightly)
         items[:] = [item for item in items if item not in nightly]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported now stays: the garbage collector need not go through a million objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +89,6 @@ def run_process(
         timeout=timeout,
         check=False,
     )
-
-
-@pytest.fixture(scope="session")
-def cli_in() -> CLI:
-    """Run `diff ...` as its own process in a folder of the caller's: cli_in("check", file, cwd=folder)."""
-    return run_process
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Tiny Stable Diffusion models, and a hub's cache that is empty and asks no network."""
 
+import functools
 import shutil
 import socket
 from pathlib import Path
@@ -8,7 +9,14 @@ import huggingface_hub
 import pytest
 
 from diffcli.backbone import loading, single_file
-from tests.fixtures.sd_layouts import LAYOUTS, shrink_layouts, write_pipeline, write_single_file
+from tests.fixtures.sd_layouts import (
+    LAYOUTS,
+    Original,
+    load_source,
+    shrink_layouts,
+    write_pipeline,
+    write_single_file,
+)
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +33,12 @@ def built(layouts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_pipeline(root / name, layout=layouts / name, prediction_type=prediction_type, seed=5)
             write_single_file(root / name, root / f"{name}-file" / "model.safetensors")
     return root
+
+
+@pytest.fixture(scope="session")
+def original(built: Path) -> Original:
+    """original("sd-1"): a pipeline of `built`, loaded once; nothing may change it."""
+    return functools.cache(lambda name: load_source(built / name))
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from diffcli.errors import BackboneError
 from tests.fixtures.hub_server import COMMIT, serve_hub
 from tests.fixtures.sd_layouts import (
     UNET,
+    Original,
     cut_off,
     edit_json,
     load_source,
@@ -104,14 +105,14 @@ def test_a_withdrawn_repository_has_a_mirror(old: str, mirror: str) -> None:
 # ----------------------------------------------------------------------------------------------- downloading
 
 
-def test_what_is_read_is_downloaded_and_nothing_else(built: Path, folder: Path, serve: Serve) -> None:
+def test_what_is_read_is_downloaded_and_nothing_else(original: Original, folder: Path, serve: Serve) -> None:
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     to_variant(folder, "fp16", keep_plain=True)
     for extra in ("v2-1_768-ema-pruned.ckpt", "safety_checker/model.safetensors", "sample.png"):
         (folder / extra).parent.mkdir(exist_ok=True)
         (folder / extra).write_bytes(b"x")
     asked = serve(folder)
-    assert same_networks(load_source("owner/name"), load_source(built / "sd-2"))
+    assert same_networks(load_source("owner/name"), original("sd-2"))
     assert set(asked) == names
     load_source("owner/name")
     assert len(asked) == len(names)
@@ -144,7 +145,7 @@ def _break_link(path: Path) -> None:
 @pytest.mark.parametrize("damage", [_damage, _break_link])
 @pytest.mark.parametrize("name", [UNET, "vae/config.json"])
 def test_a_damaged_file_of_the_cache_is_downloaded_again(
-    built: Path, folder: Path, serve: Serve, tmp_path: Path, damage: Callable[[Path], None], name: str
+    original: Original, folder: Path, serve: Serve, tmp_path: Path, damage: Callable[[Path], None], name: str
 ) -> None:
     asked = serve(folder)
     load_source("owner/name")
@@ -152,7 +153,7 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again(
     assert (snapshot / name).is_symlink()
     damage(snapshot / name)
     asked.clear()
-    assert same_networks(load_source("owner/name"), load_source(built / "sd-2"))
+    assert same_networks(load_source("owner/name"), original("sd-2"))
     assert asked == [name]
 
 
@@ -202,14 +203,16 @@ def test_repositories_of_another_kind(
     assert "model.safetensors" not in asked
 
 
-def test_the_vae_of_another_repository(built: Path, folder: Path, serve: Serve, tmp_path: Path) -> None:
+def test_the_vae_of_another_repository(
+    built: Path, original: Original, folder: Path, serve: Serve, tmp_path: Path
+) -> None:
     vae = tmp_path / "vae"
     shutil.copytree(folder / "vae", vae)
     path = vae / "diffusion_pytorch_model.safetensors"
     save_file({name: x * 2 for name, x in load_file(path).items()}, path, metadata={"format": "pt"})
     asked = serve(vae)
     backbone = load_source(built / "sd-2", vae="owner/name")
-    plain = load_source(built / "sd-2")
+    plain = original("sd-2")
     assert torch.equal(backbone.vae.encoder.conv_in.weight, 2 * plain.vae.encoder.conv_in.weight)
     assert torch.equal(backbone.unet.conv_in.weight, plain.unet.conv_in.weight)
     assert set(asked) == {"config.json", "diffusion_pytorch_model.safetensors"}

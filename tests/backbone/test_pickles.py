@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from diffcli.backbone.pickles import read_pickle, read_tensors
 from diffcli.errors import BackboneError
-from tests.fixtures.sd_layouts import load_source, same_networks
+from tests.fixtures.sd_layouts import Original, load_source, same_networks
 
 CONVERSION = "model.backbone.allow_pickle: true"
 
@@ -36,17 +36,19 @@ def to_pickles(folder: Path, suffix: str = ".bin") -> None:
         path.unlink()
 
 
-def test_a_folder_of_pickled_weights(built: Path, folder: Path) -> None:
+def test_a_folder_of_pickled_weights(original: Original, folder: Path) -> None:
     to_pickles(folder)
     with pytest.raises(BackboneError, match="only pickled weights") as caught:
         load_source(folder)
     assert CONVERSION in str(caught.value.hint)
-    assert same_networks(load_source(folder, allow_pickle=True), load_source(built / "sd-2"))
+    assert same_networks(load_source(folder, allow_pickle=True), original("sd-2"))
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_single_pickled_file(built: Path, tmp_path: Path, suffix: str, legacy: bool) -> None:
+def test_a_single_pickled_file(
+    built: Path, original: Original, tmp_path: Path, suffix: str, legacy: bool
+) -> None:
     path = (tmp_path / "model").with_suffix(suffix)
     state = load_file(built / "sd-1-file" / "model.safetensors")
     torch.save({"state_dict": state, "global_step": 7}, path, _use_new_zipfile_serialization=not legacy)
@@ -54,14 +56,14 @@ def test_a_single_pickled_file(built: Path, tmp_path: Path, suffix: str, legacy:
     with pytest.raises(BackboneError, match="a pickled file") as caught:
         load_source(path)
     assert CONVERSION in str(caught.value.hint)
-    assert same_networks(load_source(path, allow_pickle=True), load_source(built / "sd-1"))
+    assert same_networks(load_source(path, allow_pickle=True), original("sd-1"))
 
 
-def test_pickled_weights_of_the_unet(built: Path, tmp_path: Path) -> None:
+def test_pickled_weights_of_the_unet(built: Path, original: Original, tmp_path: Path) -> None:
     path = tmp_path / "unet.bin"
     torch.save(load_file(built / "sd-1/unet/diffusion_pytorch_model.safetensors"), path)
     other = load_source(built / "sd-1", unet_weights=path, allow_pickle=True)
-    assert same_networks(other, load_source(built / "sd-1"))
+    assert same_networks(other, original("sd-1"))
 
 
 def test_objects_of_a_trainer_become_placeholders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from diffcli.errors import BackboneError
 from tests.fixtures.sd_layouts import (
     LAYOUTS,
     UNET,
+    Original,
     cut_off,
     edit_json,
     load_source,
@@ -126,11 +127,11 @@ def test_a_schedule_that_asks_for_more_timesteps_than_there_are(folder: Path) ->
         DiffusionFeatureExtractor(backbone, InversionConfig(schedule="paper"))
 
 
-def test_the_vae_of_another_folder(built: Path, folder: Path, tmp_path: Path) -> None:
+def test_the_vae_of_another_folder(built: Path, original: Original, folder: Path, tmp_path: Path) -> None:
     """Of a whole model, or of the VAE by itself."""
     path = folder / "vae" / "diffusion_pytorch_model.safetensors"
     save_file({name: x * 2 for name, x in load_file(path).items()}, path, metadata={"format": "pt"})
-    plain = load_source(built / "sd-2")
+    plain = original("sd-2")
     for vae in (folder, folder / "vae"):
         backbone = load_source(built / "sd-2", vae=str(vae))
         assert torch.equal(backbone.vae.encoder.conv_in.weight, 2 * plain.vae.encoder.conv_in.weight)
@@ -140,10 +141,10 @@ def test_the_vae_of_another_folder(built: Path, folder: Path, tmp_path: Path) ->
     assert same_networks(load_source(folder, vae=str(built / "sd-2")), plain)
 
 
-def test_the_text_encoder_of_another_folder(built: Path, folder: Path) -> None:
+def test_the_text_encoder_of_another_folder(built: Path, original: Original, folder: Path) -> None:
     for name in ("text_encoder", "tokenizer"):
         shutil.rmtree(folder / name)
-    plain, backbone = load_source(built / "sd-2"), load_source(folder, text_encoder=str(built / "sd-2"))
+    plain, backbone = original("sd-2"), load_source(folder, text_encoder=str(built / "sd-2"))
     assert torch.equal(plain.prompt_embeddings["a road"], backbone.prompt_embeddings["a road"])
     with pytest.raises(BackboneError, match="attends to 32 text channels where the text encoder gives 24"):
         load_source(folder, text_encoder=str(built / "sd-1"))

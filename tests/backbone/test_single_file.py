@@ -9,7 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from diffcli.backbone import single_file
 from diffcli.errors import BackboneError
-from tests.fixtures.sd_layouts import LAYOUTS, load_source, put_into_cache, same_networks, write_single_file
+from tests.fixtures.sd_layouts import (
+    LAYOUTS,
+    Original,
+    load_source,
+    put_into_cache,
+    same_networks,
+    write_single_file,
+)
 
 CPU = torch.device("cpu")
 
@@ -169,7 +176,7 @@ def _without(built: Path, folder: Path, *, keep: str) -> Path:
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_a_file_with_the_unet_alone(built: Path, tmp_path: Path, bare: bool) -> None:
+def test_a_file_with_the_unet_alone(built: Path, original: Original, tmp_path: Path, bare: bool) -> None:
     path = _without(built, tmp_path / "unet", keep="model.diffusion_model.")
     if bare:
         save_file({k.removeprefix("model.diffusion_model."): x for k, x in load_file(path).items()}, path)
@@ -178,25 +185,25 @@ def test_a_file_with_the_unet_alone(built: Path, tmp_path: Path, bare: bool) -> 
     assert "model.backbone.vae takes it from another model" in str(caught.value.hint)
     with pytest.raises(BackboneError, match="no text_encoder in it"):
         load_source(path, vae=str(built / "sd-1"))
-    whole = load_source(built / "sd-1")
+    whole = original("sd-1")
     parts = load_source(path, vae=str(built / "sd-1"), text_encoder=str(built / "sd-1"))
     assert same_networks(parts, whole)
     assert torch.equal(parts.prompt_embeddings["a road"], whole.prompt_embeddings["a road"])
 
 
-def test_a_file_with_the_vae_alone(built: Path, tmp_path: Path) -> None:
+def test_a_file_with_the_vae_alone(built: Path, original: Original, tmp_path: Path) -> None:
     path = _without(built, tmp_path / "vae", keep="first_stage_model.")
     bare = tmp_path / "bare.safetensors"
     save_file({name.removeprefix("first_stage_model."): x for name, x in load_file(path).items()}, bare)
     theirs = built / "sd-1" / "vae" / "diffusion_pytorch_model.safetensors"
-    whole = load_source(built / "sd-1")
+    whole = original("sd-1")
     for vae in (path, bare, theirs):
         assert same_networks(load_source(built / "sd-1", vae=str(vae)), whole)
 
 
-def test_the_text_encoder_of_another_file(built: Path, tmp_path: Path) -> None:
+def test_the_text_encoder_of_another_file(built: Path, original: Original, tmp_path: Path) -> None:
     path = _without(built, tmp_path / "unet", keep="model.diffusion_model.")
     file = str(built / "sd-1-file" / "model.safetensors")
     backbone = load_source(path, vae=file, text_encoder=file)
-    expected = load_source(built / "sd-1").prompt_embeddings["a road"]
+    expected = original("sd-1").prompt_embeddings["a road"]
     assert torch.equal(backbone.prompt_embeddings["a road"], expected)

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,23 @@ from diffcli.commands import bench
 from diffcli.config.file import override
 from diffcli.config.settings import ModelConfig
 from diffcli.errors import ConfigError
+from tests.fixtures import processes
 
-ROOT = Path(__file__).parent.parent.parent
 TINY = ("--random-weights", "tiny", "--device", "cpu", "--size", "128x128", "--repeats", "1")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "diffcli", "bench", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`diff bench ...` as a process that forks those of its rows itself."""
+    running = processes.diff("bench", *arguments, cwd=cwd)
+    out, words = running.communicate(timeout=300)
+    return subprocess.CompletedProcess([*arguments], running.wait(), out, words)
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, Any]]:
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Both kinds of work on the one-step schedule."""
-    done = run(*TINY, "--schedules", "one", "--batch-sizes", "2", "--json")
+    folder = tmp_path_factory.mktemp("bench")
+    done = run(*TINY, "--schedules", "one", "--batch-sizes", "2", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["machine"]["device"] == "cpu"
@@ -88,8 +90,8 @@ def test_flops_are_those_of_the_layers() -> None:
 
 
 @pytest.mark.slow
-def test_tables_fit_80_columns() -> None:
-    done = run(*TINY, "--schedules", "one", "--work", "inference")
+def test_tables_fit_80_columns(tmp_path: Path) -> None:
+    done = run(*TINY, "--schedules", "one", "--work", "inference", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "times faster" in done.stdout
     assert "% of matmul" in done.stdout
@@ -146,9 +148,9 @@ def test_rows_that_share_a_process_count_the_same(rows: list[dict[str, Any]]) ->
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_rows_on_a_gpu_are_measured_in_one_process() -> None:
+def test_rows_on_a_gpu_are_measured_in_one_process(tmp_path: Path) -> None:
     gpu = ("--random-weights", "tiny", "--device", "cuda", "--size", "128x128", "--repeats", "1")
-    done = run(*gpu, "--schedules", "one", "--json")
+    done = run(*gpu, "--schedules", "one", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [row["code"] for row in rows] == ["baseline", "eager", "diffcli"] * 2

@@ -12,19 +12,21 @@ import pytest
 from PIL import Image
 
 from diffcli.data.miniworld import render
+from tests.fixtures import processes
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["train.iterations=2", "data.train.count=24", *(f"data.eval.{i}.count=1" for i in range(6))]
 
 
 @pytest.fixture(scope="module")
-def workplace(cli_in: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory in which the shortened quickstart has run."""
     folder = tmp_path_factory.mktemp("quickstart")
     overrides = [word for override in SHORT for word in ("--set", override)]
-    done = cli_in("train", str(ROOT / "examples" / "quickstart.yaml"), *overrides, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "table.txt").write_text(done.stdout)
+    running = processes.diff("train", ROOT / "examples" / "quickstart.yaml", *overrides, cwd=folder)
+    table, words = running.communicate()
+    assert running.returncode == 0, words
+    (folder / "table.txt").write_text(table)
     return folder
 
 
