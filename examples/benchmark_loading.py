@@ -1,11 +1,11 @@
-"""How many training samples a second one worker loads from 1914x1052 PNG pairs, and what the time goes into.
+"""How many training samples per second one worker loads from 1914x1052 PNG pairs, and where the time goes.
 
     python examples/benchmark_loading.py [--samples N] [--jpeg]
 
 Pairs like GTA5's are drawn into a temporary folder (a rendered street with photographic texture; 8-bit palette labels
 of ids), and one process loads them by the published recipe: resize to 1280x720, 512x512 crops, rare class sampling,
-photometric distortion. The baseline is the same recipe in the order in which one would first write it. Times are CPU
-times of this process, so that other programs do not disturb them; the files come from the system's cache.
+photometric distortion. The baseline is the same recipe, written in the most obvious way. Times are CPU times of this
+process, so that other programs do not disturb them; the files come from the system's cache.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Pixels = NDArray[np.uint8]
 
 
 def main() -> None:
-    """Load with and without diffcli, and print both."""
+    """Load with the baseline and with diffcli, and print both rates."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=60, help="samples of a round")
     parser.add_argument("--jpeg", action="store_true", help="images as JPEG instead of PNG")
@@ -63,18 +63,18 @@ def main() -> None:
         root = Path(folder) / "gta5"
         write_pairs(root, suffix=".jpg" if options.jpeg else ".png")
         samples = training_set(root)
-        straightforward = clock(lambda: sum(1 for _ in baseline(root, options.samples)), options.samples)
+        obvious = clock(lambda: sum(1 for _ in baseline(root, options.samples)), options.samples)
         print(
-            f"baseline: PIL, a mask an id, colours of the whole image  {straightforward:6.1f} samples/s a worker"
+            f"baseline: PIL, one mask per id, colours of the whole image  {obvious:6.1f} samples/s per worker"
         )
         ours = clock(lambda: load(samples, options.samples), options.samples)
-        print(f"diffcli                                                  {ours:6.1f} samples/s a worker")
-        print(f"factor                                                   {ours / straightforward:6.2f}\n")
+        print(f"diffcli                                                     {ours:6.1f} samples/s per worker")
+        print(f"factor                                                      {ours / obvious:6.2f}\n")
         print_stages(samples, options.samples)
 
 
 def clock(work: Callable[[], object], count: int) -> float:
-    """Samples a second of CPU time, after a first round that fills the caches."""
+    """Samples per second of CPU time, after a first round that fills the caches."""
     work()
     start = time.process_time()
     work()
@@ -88,7 +88,7 @@ def load(samples: TrainingSet, count: int) -> None:
 
 
 def print_stages(samples: TrainingSet, count: int) -> None:
-    """Milliseconds a sample and share of each stage."""
+    """Milliseconds per sample of each stage, and its part of the whole in percent."""
     profile = cProfile.Profile(time.process_time)
     start = time.process_time()
     profile.runcall(load, samples, count)
@@ -118,7 +118,7 @@ def training_set(root: Path) -> TrainingSet:
 
 
 def write_pairs(root: Path, *, suffix: str) -> None:
-    """images/ and labels/ as GTA5's archives unpack."""
+    """Write images/ and labels/ as they are in GTA5's archives."""
     ids = np.zeros(256, dtype=np.uint8)
     for train_id, label_id in CITYSCAPES_ID_OF_TRAIN_ID.items():
         ids[train_id] = label_id
@@ -134,7 +134,7 @@ def write_pairs(root: Path, *, suffix: str) -> None:
 
 
 def textured(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """The image with structure at every scale and a little noise: its PNG is as large as that of a game's frame."""
+    """The image with structure at each scale and some noise: its PNG is as large as that of a frame of the game."""
     height, width = image.shape[:2]
     result = image.astype(np.float32)
     for scale in (4, 8, 16, 32, 64):
@@ -147,7 +147,7 @@ def textured(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def baseline(root: Path, count: int) -> Iterator[tuple[Pixels, Pixels]]:
-    """The recipe in the order in which one would first write it, drawing from all images alike."""
+    """The recipe written in the most obvious way; all images are equally likely."""
     rng = np.random.default_rng(0)
     for number in range(count):
         name = f"{number % PAIRS:05}"
@@ -174,7 +174,7 @@ def baseline(root: Path, count: int) -> Iterator[tuple[Pixels, Pixels]]:
 
 
 def distorted(image: Pixels, rng: np.random.Generator) -> Pixels:
-    """Brightness, contrast, saturation and hue, each by a coin, in float32."""
+    """Brightness, contrast, saturation and hue, each with probability 1/2, in float32."""
     result = image.astype(np.float32)
     if rng.random() < 0.5:
         result = np.clip(result + rng.uniform(-32, 32), 0, 255)

@@ -1,11 +1,11 @@
-"""Does uncertainty flag the wrong pixels? AUROC of disagreement and of 1 - confidence against them, domain by domain.
+"""Does uncertainty flag the wrong pixels? AUROC of disagreement and of 1 - confidence for each domain.
 
     python examples/uncertainty_auroc.py RUN [--domain all] [--samples 8] [--images 8]
 
-Nothing is trained. Every labelled image is segmented as `diff predict --samples N` does it: the softmax maps of N draws
+Nothing is trained. Each labelled image is segmented as `diff predict --samples N` does it: the softmax maps of N draws
 of noise are averaged, and their disagreement is what `--write uncertainty` draws. The AUROC is the probability that a
-wrong pixel has the higher value than a right one: 0.5 says nothing, 1 flags all of them. Pixels without a label are
-left out. RUN is a run folder, a name under runs/ or a checkpoint; --domain takes what `diff eval --domain` takes.
+wrong pixel has a higher value than a right one: 0.5 is chance, 1 separates them fully. Pixels without a label are
+ignored. RUN is a run folder, a name under runs/ or a checkpoint; --domain takes what `diff eval --domain` takes.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from diffcli.runtime import console
 
 Counts = NDArray[np.int64]
 SHIFT = 14
-"""Bits of a float32 that are dropped to count it: of numbers from 0 on, the others are in the numbers' order."""
+"""Low bits of a float32 that are dropped to bin it: the bits of non-negative floats are in the order of the numbers."""
 BINS = (np.float32(1).view(np.int32) >> SHIFT) + 1
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("run", help="run folder, name under runs/, or checkpoint")
     parser.add_argument("--domain", help="domain, comma list of domains, or all  [the run's own data.eval]")
     parser.add_argument("--samples", type=int, default=8, help="draws of noise")
-    parser.add_argument("--images", type=int, default=8, help="images a domain")
+    parser.add_argument("--images", type=int, default=8, help="images of each domain")
     options = parser.parse_args()
     trained = open_run(find_run(options.run, runs=RUNS))
     entries = wanted_domains(trained, DomainChoice(names=options.domain))
@@ -51,7 +51,7 @@ def main() -> None:
         domain = open_domain(limited, purpose="eval", classes=model.config.classes)
         rows.append([domain.name, *measure(domain, segmenter)])
     console.table(
-        f"{options.samples} draws of noise, {options.images} images a domain: AUROC against wrong pixels",
+        f"{options.samples} draws of noise, {options.images} images of each domain: AUROC against wrong pixels",
         ["domain", "wrong %", "disagreement", "1 - confidence"],
         rows,
         digits=3,
@@ -86,7 +86,7 @@ def add(counts: Counts, values: NDArray[np.float32], wrong: NDArray[np.bool_]) -
 
 
 def auroc(right: Counts, wrong: Counts) -> float:
-    """Probability that a wrong pixel's value is above a right one's, equal ones counted half; nan without either."""
+    """Probability that a wrong pixel's value is above a right one's, ties count half; nan without both."""
     below = np.cumsum(right) - right
     pairs = float(right.sum()) * float(wrong.sum())
     return float((wrong * (below + right / 2)).sum() / pairs) if pairs else float("nan")

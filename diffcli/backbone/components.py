@@ -25,7 +25,8 @@ from diffcli.runtime.memory import is_out_of_memory
 
 def load_scheduler(source: Source) -> DDIMScheduler:
     """The noise schedule, whichever sampler the pipeline was saved with."""
-    with misfits("the scheduler", where=_where(source)):
+    place = source.folder if isinstance(source, PipelineFolder) else source.path
+    with misfits("the scheduler", where=str(place)):
         return DDIMScheduler.from_config(source.config("scheduler"))
 
 
@@ -144,10 +145,6 @@ def _complete(source: SingleFile, missing: Any) -> None:
     if missing:
         message = f"it lacks {len(missing)} tensors, for example {min(missing)}"
         raise BackboneError(message, where=str(source.path), hint=SUITABLE)
-
-
-def _where(source: Source) -> str:
-    return str(source.folder if isinstance(source, PipelineFolder) else source.path)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class FrozenUNet:
         stages = (*self._down, *self._middle, *self._up)
         self._residuals = [residual for stage in stages for residual in stage.residuals]
         blocks = [b for stage in stages for transformer in stage.transformers for b in transformer.blocks]
-        self._to_text = [attention for block in blocks for attention in block.to_text]
+        self._cross_attentions = [attention for block in blocks for attention in block.cross_attentions]
         self.forget()
         if self._compiled is not None:
             self.compile(backend=self._backend)
@@ -263,7 +263,7 @@ class FrozenUNet:
         """
         for prompt, embedding in texts:
             if prompt not in self._texts:
-                self._texts[prompt] = [a.keys_values(embedding) for a in self._to_text]
+                self._texts[prompt] = [a.keys_values(embedding) for a in self._cross_attentions]
         prompts = [prompt for prompt, _ in texts]
         if len(set(prompts)) == 1 and self._compiled is None:
             return self._texts[prompts[0]]

@@ -1,9 +1,9 @@
-"""The parts of a U-Net as functions of tensors: at a small size, what a module's call costs counts.
+"""The parts of a U-Net as functions of tensors: at small sizes the overhead of calling modules matters.
 
-Each is read off the library's module that its first line names, and computes the same. Tensors are never written over
-that somebody else may hold: inputs, and what the method taps.
+Each part is built from the module of diffusers that its docstring names, and computes the same. In-place operations
+never touch a tensor that others may hold: inputs and the maps that the method taps.
 
-Shapes: R rows of one call, C channels, H,W size of a map, N = H W tokens, M tokens of a text.
+Shapes: R rows of one call, C channels, H,W size of a map, N = H W tokens, M tokens of a prompt.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values of a text in one attention layer, M,C each or R,M,C."""
+"""Keys and values of a prompt in one attention layer, each M,C or R,M,C."""
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -32,7 +32,7 @@ class Residual:
     norm2: Layer
     conv2: Layer
     shortcut: Layer | None
-    """Of tokens."""
+    """It takes tokens, R,N,C."""
 
     @classmethod
     def of(cls, m: Any) -> "Residual":
@@ -47,11 +47,13 @@ class Residual:
         )
 
     def time_bias(self, embedding: Tensor) -> Tensor:
-        """What a timestep adds behind the first convolution, with that one's bias, C, from its activated embedding."""
+        """What is added after the first convolution, C: its bias, and the projection of a timestep's embedding."""
         return self.bias1 + self.time(embedding)[0]
 
     def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """R,C,H,W and the C' of `time_bias` to the output, R,C',H,W, and the second convolution's, the tapped map."""
+        """From R,C,H,W and the C' of `time_bias` to two maps R,C',H,W: the output, and the second convolution's output,
+        which the method taps.
+        """
         y = F.silu(self.norm1(x), inplace=True)
         y = self.conv1(y, bias=bias)
         y = self.conv2(F.silu(self.norm2(y), inplace=True))
@@ -62,7 +64,7 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention of several heads."""
+    """Multi-head attention."""
 
     query: Layer
     key: Layer
@@ -75,7 +77,7 @@ class Attention:
         return cls(_linear(m.to_q), _linear(m.to_k), _linear(m.to_v), _linear(m.to_out[0]), m.heads)
 
     def keys_values(self, x: Tensor) -> KeysValues:
-        """Of R,M,width or, of one text, M,width."""
+        """Keys and values of R,M,width, or of one prompt, M,width."""
         return self.key(x), self.value(x)
 
     def __call__(self, x: Tensor, keys_values: KeysValues) -> Tensor:
@@ -93,7 +95,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class TransformerBlock:
-    """BasicTransformerBlock: attention to itself (or to the text), to the text, feed-forward."""
+    """BasicTransformerBlock: self-attention (or cross-attention), cross-attention, feed-forward."""
 
     norm1: Layer
     attention1: Attention
@@ -102,7 +104,8 @@ class TransformerBlock:
     norm3: Layer
     gated: Layer
     last: Layer
-    only_text: bool
+    only_cross: bool
+    """The first attention is to the prompt too."""
 
     @classmethod
     def of(cls, m: Any) -> "TransformerBlock":
@@ -115,19 +118,19 @@ class TransformerBlock:
             norm3=_layer_norm(m.norm3),
             gated=_linear(gated.proj),
             last=_linear(last),
-            only_text=m.only_cross_attention,
+            only_cross=m.only_cross_attention,
         )
 
     @property
-    def to_text(self) -> tuple[Attention, ...]:
-        """The attentions that look at the text, in their order."""
-        return (self.attention1, self.attention2) if self.only_text else (self.attention2,)
+    def cross_attentions(self) -> tuple[Attention, ...]:
+        """The attentions to the prompt, in the order in which they run."""
+        return (self.attention1, self.attention2) if self.only_cross else (self.attention2,)
 
     def __call__(self, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        """R,N,C to R,N,C; `text` gives keys and values for each attention to the text in turn."""
+        """From R,N,C to R,N,C; `text` gives keys and values for each cross-attention in turn."""
         x = self.norm1(tokens)
-        own = next(text) if self.only_text else self.attention1.keys_values(x)
-        tokens = self.attention1(x, own).add_(tokens)
+        keys_values = next(text) if self.only_cross else self.attention1.keys_values(x)
+        tokens = self.attention1(x, keys_values).add_(tokens)
         tokens = self.attention2(self.norm2(tokens), next(text)).add_(tokens)
         value, gate = self.gated(self.norm3(tokens)).chunk(2, dim=-1)
         return self.last(F.gelu(gate).mul_(value)).add_(tokens)
@@ -135,7 +138,7 @@ class TransformerBlock:
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
-    """Transformer2DModel, in two parts: what the method taps lies between."""
+    """Transformer2DModel in two parts: the method taps the map between them."""
 
     norm: Layer
     proj_in: Layer
@@ -148,7 +151,7 @@ class Transformer:
         return cls(_group_norm(m.norm), _linear(m.proj_in), blocks, _linear(m.proj_out))
 
     def __call__(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        """R,C,H,W to R,C,H,W."""
+        """From R,C,H,W to R,C,H,W."""
         return self.rest(x, self.first(x, text), text)
 
     def first(self, x: Tensor, text: Iterator[KeysValues]) -> Tensor:
@@ -156,7 +159,7 @@ class Transformer:
         return self.blocks[0](self.proj_in(to_tokens(self.norm(x))), text)
 
     def rest(self, x: Tensor, tokens: Tensor, text: Iterator[KeysValues]) -> Tensor:
-        """The output, from the input and what `first` made of it."""
+        """The output, from the input and the output of `first`."""
         for block in self.blocks[1:]:
             tokens = block(tokens, text)
         return to_map(self.proj_out(tokens), x).add_(x)
@@ -164,13 +167,13 @@ class Transformer:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A block of the down, middle or up part; in the middle one there is a transformer less than residual blocks."""
+    """A block of the down, middle or up part; the middle block has one transformer fewer than residual blocks."""
 
     residuals: tuple[Residual, ...]
     transformers: tuple[Transformer, ...]
-    """None at all in blocks without attention."""
+    """Empty in blocks without attention."""
     resize: nn.Module | None
-    """To half or twice the size."""
+    """Halves or doubles the size; None keeps it."""
 
     @classmethod
     def of(cls, m: Any) -> "Stage":
@@ -183,7 +186,7 @@ class Stage:
 
 
 def _linear(m: Any) -> Layer:
-    """A linear layer of R,N,C, or what is the same one, a 1x1 convolution."""
+    """A linear layer of R,N,C; a 1x1 convolution is one too."""
     return partial(F.linear, weight=m.weight.flatten(1), bias=m.bias)
 
 
@@ -198,11 +201,11 @@ def _layer_norm(m: Any) -> Layer:
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """R,C,H,W as R,N,C: no copy of a channels-last tensor."""
+    """R,C,H,W as R,N,C; a channels-last tensor is not copied."""
     return x.movedim(1, -1).flatten(1, 2)
 
 
 def to_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """R,N,C as R,C,H,W, of another map's size, in channels-last layout."""
+    """R,N,C as R,C,H,W of the size of another map, in channels-last layout."""
     height, width = like.shape[-2:]
     return tokens.view(len(tokens), height, width, -1).movedim(-1, 1)

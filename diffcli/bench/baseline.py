@@ -1,10 +1,10 @@
-"""What the published code spends on the same features: the yardstick of `diff bench` (method section 5).
+"""The work that the published code does for the same features: what `diff bench` compares with (method section 5).
 
-The arithmetic is the method's and the logits are those of `SegmentationModel.logits` under the same noise. What differs
-is the work: every step of the schedule is evaluated, also behind the last saved one; prompt and negative prompt are
-evaluated both, though equal; features of stride 64 are kept, concatenated and fused, then dropped; each branch of
-a training step is inverted by itself; the U-Net runs as the library that holds it runs it. Built from the core's
-public pieces, never used to compute a result.
+The arithmetic is the method's, and under the same noise the logits equal those of `SegmentationModel.logits`. Only the
+work differs: every step of the schedule is evaluated, also those after the last saved one; prompt and negative prompt
+are both evaluated, even if they are equal; features of stride 64 are kept, concatenated and fused, then dropped; each
+branch of a training step is inverted separately; the U-Net runs through diffusers' own forward. It is built from public
+parts of core and is never used to compute a result.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ class Baseline(nn.Module):
 
     Args:
         config: what both were built from; `decoder.features` must be "all" and its fusion "direct".
-        extractor: the frozen half.
-        decoder: the trained half.
+        extractor: the frozen part.
+        decoder: the trained part.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Baseline(nn.Module):
         self.decoder = decoder
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """B,C,h,w stacks of all four strides, coarsest first, to logits at stride 4; the coarsest changes nothing."""
+        """B,C,h,w stacks of all four strides, coarsest first, to logits at stride 4; the coarsest has no effect."""
         coarsest, *used = features
         self.dropped(coarsest.to(next(self.dropped.parameters()).dtype))
         logits: Tensor = self.decoder(used)
@@ -90,7 +90,7 @@ class Baseline(nn.Module):
     def extract(
         self, images: Tensor, *, noise: Noise, references: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """One B,C,h,w stack a stride, 64 first, as `DiffusionFeatureExtractor.extract` orders them."""
+        """One B,C,h,w stack for each stride, 64 first, in the order of `DiffusionFeatureExtractor.extract`."""
         latent = self.extractor.encode(images, noise=noise)
         alphas, schedule = self.backbone.alphas_cumprod, self.schedule
         groups = self._groups(latent, references)
@@ -133,15 +133,15 @@ class Baseline(nn.Module):
         ]
 
     def _evaluate(self, latent: Tensor, timestep: int, groups: Sequence[PromptGroups]) -> list[Tensor]:
-        """eps of every image's negative prompt and of each of its groups, equal or not, in one batch."""
+        """eps of each image's negative prompt and of each of its groups, equal or not, in one batch."""
         prompts = [[self.config.negative_prompt, *group.prompts] for group in groups]
-        rows = [image for image, own in enumerate(prompts) for _ in own]
+        rows = [image for image, texts in enumerate(prompts) for _ in texts]
         backbone, latents = self.backbone, latent[rows]
-        text = torch.stack([backbone.prompt_embeddings[prompt] for own in prompts for prompt in own])
+        text = torch.stack([backbone.prompt_embeddings[prompt] for texts in prompts for prompt in texts])
         output = backbone.unet(latents.to(backbone.dtype), timestep, encoder_hidden_states=text).sample
         backbone.evaluations += len(rows)
         eps = backbone.as_noise(output, latents, timestep)
-        return list(torch.split(eps, [len(own) for own in prompts]))
+        return list(torch.split(eps, [len(texts) for texts in prompts]))
 
     def _step(
         self,
@@ -162,9 +162,10 @@ class Baseline(nn.Module):
             s_tmax=self.config.s_tmax,
         )
         moved = []
-        for image, (own, group) in enumerate(zip(eps, groups, strict=True)):
-            every = torch.arange(1, len(own), device=own.device)  # each group has a row, whatever its prompt
-            guided = guide(own, every, guidance_scale=self.config.guidance_scale)
+        for image, (predictions, group) in enumerate(zip(eps, groups, strict=True)):
+            # each group has a row of its own, whatever its prompt
+            rows = torch.arange(1, len(predictions), device=predictions.device)
+            guided = guide(predictions, rows, guidance_scale=self.config.guidance_scale)
             draw = noise(image, tuple(guided.shape)).to(latent.device)
             stepped = ddim_inversion_step(latent[image], guided, draw, step)
             mask = group.masks.to(latent.device)[:, None]
@@ -173,6 +174,8 @@ class Baseline(nn.Module):
 
 
 def _reduce(maps: Tensor, kind: str, counts: Sequence[int]) -> Tensor:
-    """Rows to images: the negative prompt's resnet map, the sum of all attention maps."""
-    own = torch.split(maps, list(counts))
-    return torch.stack([rows[0] if kind == "resnet" else rows.float().sum(0).to(maps.dtype) for rows in own])
+    """From rows to images: the negative prompt's resnet map, the sum of all attention maps."""
+    images = torch.split(maps, list(counts))
+    return torch.stack(
+        [rows[0] if kind == "resnet" else rows.float().sum(0).to(maps.dtype) for rows in images]
+    )

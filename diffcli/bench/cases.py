@@ -59,18 +59,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found; seconds of one batch, warm-up left out."""
+    """The results of one case; seconds of one batch, without the warm-up."""
 
     seconds: list[float]
     unet_evaluations: int
     flop: int
-    """Floating-point operations of one batch, counted by PyTorch; convolutions, matrix products and attention."""
+    """Floating-point operations of one batch as PyTorch counts them: convolutions, matrix products, attention."""
     matmul_flop_per_second: float
-    """Of large matrix products in the same precision, measured by the same process."""
+    """The rate of large matrix products in the same precision, measured in the same process."""
     peak_bytes: int
-    """Most memory while it ran: of the process on a CPU, allocated tensors on a GPU; weights included."""
+    """Peak of memory, weights included: of the process on a CPU, of allocated tensors on a GPU."""
     gpu_busy: float | None
-    """Share of one batch's time in which the GPU worked; None on other devices."""
+    """Fraction of one batch's time in which the GPU worked; None on other devices."""
 
     @property
     def median(self) -> float:
@@ -78,7 +78,7 @@ class Measurement:
 
     @property
     def spread(self) -> float:
-        """Half the range, as a share of the median."""
+        """Half the range, as a fraction of the median."""
         return (max(self.seconds) - min(self.seconds)) / 2 / self.median
 
     @property
@@ -94,7 +94,7 @@ def measure_all(cases: Sequence[Case]) -> Iterator[Measurement]:
     """Measure one after the other; all cases have the same device.
 
     Raises:
-        DiffError: a case cannot be run there, for example for want of memory.
+        DiffError: a case cannot be run there, for example because memory runs out.
     """
     on_gpu = bool(cases) and torch.device(cases[0].device).type == "cuda"
     for case, found in zip(cases, (in_this_process if on_gpu else in_fresh_processes)(cases), strict=True):
@@ -145,11 +145,11 @@ def _answer(case: Case, backbone: DiffusionBackbone | None = None) -> Measuremen
 def measure_here(case: Case, backbone: DiffusionBackbone) -> Measurement:
     """Measure in this process: count and warm up, then time."""
     device = torch.device(case.device)
-    # the published code leaves PyTorch's plain layout
+    # the published code uses PyTorch's default layout
     layout = torch.contiguous_format if case.code == "baseline" else torch.channels_last
     for network in (backbone.unet, backbone.vae):
         network.to(memory_format=layout)
-    backbone.network.reset()  # it holds weights in the layout before
+    backbone.network.reset()  # it holds weights in the previous layout
     model = join(
         ModelConfig.model_validate(case.model),
         backbone,
@@ -157,9 +157,9 @@ def measure_here(case: Case, backbone: DiffusionBackbone) -> Measurement:
         max_unet_batch=case.max_unet_batch,
     )
     step = _inference(case, model) if case.work == "inference" else _training(case, model)
-    step()  # what is computed once, of timesteps and prompts, is done here
+    step()  # computes what is computed once, for timesteps and prompts
     evaluations, flop = _count(step, backbone)
-    # after the count, which looks at single operations
+    # after the count, which needs single operations
     if case.code in ("diffcli", "compiled") and device.type == "cuda":
         model.capture()
     if case.code == "compiled":
@@ -192,7 +192,7 @@ def build_backbone(case: Case) -> DiffusionBackbone:
 
 
 def _gpu_busy(step: Callable[[], object], device: torch.device, seconds: float) -> float | None:
-    """Share of `seconds`, one batch, in which kernels ran on the GPU."""
+    """Fraction of `seconds`, one batch, in which kernels ran on the GPU."""
     if device.type != "cuda":
         return None
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -247,7 +247,7 @@ def _training(case: Case, model: SegmentationModel) -> Callable[[], object]:
 
 
 def _labels(case: Case, model: SegmentationModel) -> Tensor:
-    """Thirds of an unprompted class and of two prompted ones (as many as there are)."""
+    """Vertical stripes of equal width: a class without a prompt, then up to two classes with one."""
     config = model.config
     prompted = sorted(config.inversion.class_prompts)[:2]
     plain = next(i for i in range(len(config.classes)) if i not in config.inversion.class_prompts)
@@ -257,7 +257,7 @@ def _labels(case: Case, model: SegmentationModel) -> Tensor:
 
 
 def _count(step: Callable[[], object], backbone: DiffusionBackbone) -> tuple[int, int]:
-    """U-Net evaluations and FLOPs of one batch; the second part of the warm-up."""
+    """U-Net evaluations and FLOPs of one batch; also the second step of the warm-up."""
     before = backbone.evaluations
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
     with FlopCounterMode(display=False, custom_mapping=attention) as counter:
@@ -268,7 +268,7 @@ def _count(step: Callable[[], object], backbone: DiffusionBackbone) -> tuple[int
 def _attention_flop(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *_arguments: Any, **_options: Any
 ) -> int:
-    """FLOPs of attention on a CPU, from the shapes; PyTorch counts those of GPUs only."""
+    """FLOPs of attention on a CPU, from the shapes; PyTorch itself counts attention on GPUs only."""
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 

@@ -28,7 +28,7 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; every combination is a row."""
+    """What to measure; each combination is a row."""
 
     works: Sequence[Work]
     schedules: Sequence[str]
@@ -55,12 +55,12 @@ _SMALL: dict[str, Any] = {
 def list_cases(
     settings: RunConfig, plan: Plan, *, random_weights: str | None, place: torch.device
 ) -> list[Case]:
-    """All rows, the baseline before what is compared with it."""
+    """All rows, each baseline before the rows that are compared with it."""
     if random_weights not in (None, "sd15", "sd21", "tiny"):
         raise ConfigError(f"unknown --random-weights {random_weights!r}", hint="sd15, sd21 or tiny")
     model = settings.model
-    own = model.inversion.schedule if isinstance(model.inversion.schedule, str) else OWN
-    schedules = dict.fromkeys(own if name == OWN else name for name in plan.schedules)
+    configured = model.inversion.schedule if isinstance(model.inversion.schedule, str) else OWN
+    schedules = dict.fromkeys(configured if name == OWN else name for name in plan.schedules)
     for name in schedules:
         if name not in (*SCHEDULES, OWN):
             raise ConfigError(f"unknown schedule {name!r}", hint=f"one of {', '.join(SCHEDULES)}, {OWN}")
@@ -113,7 +113,7 @@ def _with_schedule(model: ModelConfig, schedule: str) -> ModelConfig:
 
 
 def _default_size(work: Work, random_weights: str | None, model: ModelConfig) -> Size:
-    """Sizes the models are made for: whole images at inference, crops in training."""
+    """The sizes that the models are made for: whole images at inference, crops in training."""
     small = random_weights == "tiny" or (
         random_weights is None and model.backbone == BackboneConfig(source=EMBEDDED)
     )
@@ -123,7 +123,7 @@ def _default_size(work: Work, random_weights: str | None, model: ModelConfig) ->
 
 
 def machine(place: torch.device) -> dict[str, object]:
-    """What it was measured on."""
+    """Device, its name, threads and version of PyTorch."""
     name = (
         torch.cuda.get_device_name(place)
         if place.type == "cuda"

@@ -1,4 +1,4 @@
-"""Full-size architectures with random weights, for measuring: speed and memory do not depend on what weights hold."""
+"""Full-size architectures with random weights, for measuring: speed and memory do not depend on the weights' values."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -33,8 +33,8 @@ def random_backbone(
 ) -> DiffusionBackbone:
     """Stable Diffusion 1.5 or 2.1 with weights drawn at random; "tiny" is 2.1 at toy widths.
 
-    There is no text encoder: a prompt's embedding is drawn too. Networks are built in `dtype` on `device`, so that
-    nothing is held twice.
+    There is no text encoder: embeddings of prompts are random too. Networks are built in `dtype` on `device`, so that
+    no weight is held twice.
     """
     layout = LAYOUTS / _FOLDERS[architecture]
     changes = _TINY if architecture == "tiny" else {}

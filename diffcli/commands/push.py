@@ -12,7 +12,7 @@ from diffcli.export.folder import write_folder
 from diffcli.runs.folder import REPORT
 from diffcli.runs.hub import PREFIX, check_access, parse_repo, publish
 from diffcli.runs.model_card import write_card
-from diffcli.runs.opening import OpenRun, open_run
+from diffcli.runs.opening import open_run
 from diffcli.runtime import console
 
 
@@ -51,7 +51,7 @@ def run(request: Request) -> None:
         card = write_card(
             repo=str(target),
             config=trained.config,
-            trained_on=trained.config.data.train if _knows_its_data(trained) else None,
+            trained_on=trained.config.data.train if trained.folder else None,  # an export keeps model: alone
             facts=facts,
             report=report,
             licence=request.licence,
@@ -80,8 +80,3 @@ def _report(run: Path) -> dict[str, Any] | None:
             "not readable as JSON", where=str(path), hint="move it away, or evaluate again"
         ) from error
     return report if isinstance(report, dict) else None
-
-
-def _knows_its_data(trained: OpenRun) -> bool:
-    """A run folder holds all settings; an export only those of the model."""
-    return trained.folder is not None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffcli.config.settings import DecoderConfig, DirectFusion, MixingFusion, VanillaFusion
 
-if TYPE_CHECKING:  # this half needs no diffusion model
+if TYPE_CHECKING:  # the decoder needs no diffusion model
     from diffcli.core.features import StepMaps
 
 
@@ -33,34 +33,31 @@ class Bottleneck(nn.Module):
         self.norm2 = _norm(16, inner)
         self.conv3 = nn.Conv2d(inner, out_channels, 1, bias=False)
         self.norm3 = _norm(16, out_channels)
-        self.shortcut = (
-            nn.Identity() if in_channels == out_channels else self._projection(in_channels, out_channels)
-        )
-
-    @staticmethod
-    def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), _norm(16, out_channels))
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+            self.shortcut = nn.Sequential(projection, _norm(16, out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._behind_first(self.conv1(x), self.shortcut(x))
+        return self._after_conv1(self.conv1(x), self.shortcut(x))
 
-    def project(self, x: Tensor, columns: Sequence[slice]) -> Tensor:
-        """The share that some input channels have in the first convolution and in the projection, B,P/4 + P,h,w.
+    def partial(self, x: Tensor, channels: Sequence[slice]) -> Tensor:
+        """What some of the input channels add to the first convolution and to the projection, B,P/4 + P,h,w.
 
-        Both are linear: shares of all channels sum to what `finish` takes.
+        Both are linear: the partial results of all channels sum to what `finish` takes.
         """
         weights = [
-            torch.cat([w[:, own] for own in columns], dim=1)
+            torch.cat([w[:, part] for part in channels], dim=1)
             for w in (self.conv1.weight, self._shortcut_weight())
         ]
         return F.conv2d(x, torch.cat(weights))
 
     def finish(self, projected: Tensor) -> Tensor:
-        """The output, from the sum of all shares."""
+        """The output, from the sum of all partial results."""
         y, shortcut = torch.split(projected, [self.conv1.out_channels, self.conv3.out_channels], dim=1)
         if isinstance(self.shortcut, nn.Sequential):
             shortcut = self.shortcut[1](shortcut)
-        return self._behind_first(y, shortcut)
+        return self._after_conv1(y, shortcut)
 
     def _shortcut_weight(self) -> Tensor:
         if isinstance(self.shortcut, nn.Sequential):
@@ -68,7 +65,7 @@ class Bottleneck(nn.Module):
         weight = self.conv1.weight
         return torch.eye(self.conv3.out_channels, device=weight.device, dtype=weight.dtype)[..., None, None]
 
-    def _behind_first(self, y: Tensor, shortcut: Tensor) -> Tensor:
+    def _after_conv1(self, y: Tensor, shortcut: Tensor) -> Tensor:
         y = F.relu(self.norm1(y))
         y = F.relu(self.norm2(self.conv2(y)))
         return F.relu(self.norm3(self.conv3(y)) + shortcut)
@@ -77,7 +74,7 @@ class Bottleneck(nn.Module):
 class DirectAggregation(nn.Module):
     """ "direct" fusion of one stride: one bottleneck over all its channels.
 
-    `share` and `finish` give the same map as `forward` without the stack of all steps being held.
+    `partial` and `finish` give the same map as `forward` without holding the stack of all steps.
     """
 
     def __init__(self, widths: Sequence[int], *, steps: int, out_channels: int) -> None:
@@ -90,21 +87,21 @@ class DirectAggregation(nn.Module):
         out: Tensor = self.bottleneck(x)
         return out
 
-    def share(self, step: int, maps: Sequence[Tensor]) -> Tensor:
-        """What one step's maps, B,C,h,w a layer, add to the sum over steps that `finish` takes."""
+    def partial(self, step: int, maps: Sequence[Tensor]) -> Tensor:
+        """What the maps of one step, B,C,h,w for each layer, add to the sum over steps that `finish` takes."""
         starts = [self.steps * sum(self.widths[:layer]) for layer in range(len(self.widths))]
-        columns = [
+        channels = [
             slice(start + step * width, start + (step + 1) * width)
             for start, width in zip(starts, self.widths, strict=True)
         ]
-        return self.bottleneck.project(_concatenate(maps), columns)
+        return self.bottleneck.partial(_concatenate(maps), channels)
 
     def finish(self, total: Tensor) -> Tensor:
         return self.bottleneck.finish(total)
 
 
 class WeightedAggregation(nn.Module):
-    """ "vanilla" and "mixing" fusion of one stride: every (kept step, layer j) pair has a learned weight.
+    """ "vanilla" and "mixing" fusion of one stride: every pair (saved step, layer j) has a learned weight.
 
     A pair is the resnet and attention map of one layer at one step, concatenated; it is instance-normalised
     (vanilla) or projected by its layer's bottleneck (mixing), and the pairs are summed with one softmax over
@@ -113,7 +110,7 @@ class WeightedAggregation(nn.Module):
     Args:
         widths: channels of the layers in order of concatenation, e.g. [r0, r1, r2, a0, a1, a2].
         layers: number of layers j.
-        steps: kept steps.
+        steps: number of saved steps.
         out_channels: width after projection; None normalises only and keeps the pair's width.
     """
 
@@ -131,10 +128,12 @@ class WeightedAggregation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = torch.split(x, [width for width in self.widths for _ in range(self.steps)], dim=1)
-        return torch.stack([self.share(step, parts[step :: self.steps]) for step in range(self.steps)]).sum(0)
+        return torch.stack([self.partial(step, parts[step :: self.steps]) for step in range(self.steps)]).sum(
+            0
+        )
 
-    def share(self, step: int, maps: Sequence[Tensor]) -> Tensor:
-        """What one step's maps, B,C,h,w a layer, add to the sum over steps, which is the output."""
+    def partial(self, step: int, maps: Sequence[Tensor]) -> Tensor:
+        """What the maps of one step, B,C,h,w for each layer, add to the sum over steps, which is the output."""
         weights = self.mixing_weights.softmax(0)[step * self.layers :]
         terms = [
             weights[j] * transform(_concatenate(maps[j :: self.layers]))
@@ -147,17 +146,17 @@ class WeightedAggregation(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """The stack of every stride to one map a stride (method section 1.5)."""
+    """From the stack of each stride to one map for each stride (method section 1.5)."""
 
     def __init__(self, config: DecoderConfig, *, widths: Sequence[Sequence[int]], steps: int) -> None:
         super().__init__()
         self.strides = nn.ModuleList(
-            self._stride(config, own, steps, out)
-            for own, out in zip(widths, reversed(config.channels[1:]), strict=True)
+            self._aggregate(config, layers, steps, out)
+            for layers, out in zip(widths, reversed(config.channels[1:]), strict=True)
         )
 
     @staticmethod
-    def _stride(config: DecoderConfig, widths: Sequence[int], steps: int, out_channels: int) -> nn.Module:
+    def _aggregate(config: DecoderConfig, widths: Sequence[int], steps: int, out_channels: int) -> nn.Module:
         layers = len(widths) // 2 if config.features == "all" else len(widths)
         match config.fusion:
             case DirectFusion():
@@ -178,12 +177,12 @@ class FeatureFusion(nn.Module):
         return [stride(x) for stride, x in zip(self.strides, features, strict=True)]
 
     def add(self, totals: dict[int, Tensor], piece: "StepMaps") -> None:
-        """Take one piece of the stacks into `totals`, stride -> float32 sum over steps; empty before the first one."""
-        share = self._aggregation(piece.stride).share(piece.step, piece.maps).float()
-        totals[piece.stride] = totals[piece.stride].add_(share) if piece.stride in totals else share
+        """Add one piece of the stacks to `totals`, stride -> float32 sum over steps; empty before the first piece."""
+        part = self._aggregation(piece.stride).partial(piece.step, piece.maps).float()
+        totals[piece.stride] = totals[piece.stride].add_(part) if piece.stride in totals else part
 
     def finish(self, totals: dict[int, Tensor]) -> list[Tensor]:
-        """What `forward` makes of the stacks, from the sums over all their pieces."""
+        """The output of `forward`, from the sums over all pieces of the stacks."""
         return [self._aggregation(stride).finish(totals[stride]) for stride in range(len(self.strides))]
 
     def _aggregation(self, stride: int) -> DirectAggregation | WeightedAggregation:
@@ -191,7 +190,7 @@ class FeatureFusion(nn.Module):
 
 
 def _concatenate(maps: Sequence[Tensor]) -> Tensor:
-    """Maps side by side on their channels. Autocast refuses to concatenate a half precision that is not its own."""
+    """Maps concatenated along channels. Autocast refuses to concatenate a half precision other than its own."""
     with torch.autocast(maps[0].device.type, enabled=False):
         return torch.cat(list(maps), dim=1)
 
@@ -294,8 +293,8 @@ class SegmentationDecoder(nn.Module):
 
     Args:
         config: widths and kind of fusion.
-        widths: channels of the extractor's layers per stride, coarsest first, in order of concatenation.
-        steps: kept steps.
+        widths: channels of the extractor's layers for each stride, coarsest first, in order of concatenation.
+        steps: number of saved steps.
         classes: number of classes.
     """
 
@@ -317,23 +316,23 @@ class SegmentationDecoder(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """B,C,h,w stacks, coarsest first, to B,classes,H,W logits at twice the finest stack's size (stride 4)."""
-        return self.decode(self.fusion(self._as_taken(features)))
+        return self.decode(self.fusion(self._cast(features)))
 
     def add(self, totals: dict[int, Tensor], piece: "StepMaps") -> None:
-        """Fuse one piece of the stacks as it arrives, see `FeatureFusion.add`; `decode(fusion.finish(totals))` ends it.
+        """Fuse one piece of the stacks as it arrives (see `FeatureFusion.add`); then `decode(fusion.finish(totals))`.
 
-        The same logits as `forward` without the stacks, which are by far the largest tensors; for inference (a
-        gradient would need them).
+        The same logits as `forward` without the stacks, which are by far the largest tensors. For inference alone:
+        a gradient would need the stacks.
         """
-        self.fusion.add(totals, piece._replace(maps=self._as_taken(piece.maps)))
+        self.fusion.add(totals, piece._replace(maps=self._cast(piece.maps)))
 
     def decode(self, fused: Sequence[Tensor]) -> Tensor:
         """Fused maps, coarsest first, to logits."""
         logits: Tensor = self.head(self.pyramid(fused))
         return logits.float()
 
-    def _as_taken(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """In the weights' dtype; autocast takes half-precision features as they are."""
+    def _cast(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """To the dtype of the weights; autocast takes half-precision features as they are."""
         weight = self.head.classifier.weight
         if torch.is_autocast_enabled(weight.device.type):
             return list(features)

@@ -92,7 +92,10 @@ class SegmentationModel:
         multiple = self.extractor.backbone.multiple
         padded = pad_to_multiple(images, multiple, value=0.0)
         if references is not None:
-            references = [r if r is None else self._fit(r, (height, width), multiple) for r in references]
+            fitted = (
+                r if r is None else resize_nearest(r.to(self.device), (height, width)) for r in references
+            )
+            references = [r if r is None else pad_to_multiple(r, multiple, value=IGNORE_ID) for r in fitted]
         totals: dict[int, Tensor] = {}
         for piece in self.extractor.stream(padded, noise=noise, references=references):
             with self.autocast():
@@ -101,11 +104,6 @@ class SegmentationModel:
             coarse = self.decoder.decode(self.decoder.fusion.finish(totals))
         full = F.interpolate(coarse, padded.shape[-2:], mode="bilinear", align_corners=False)
         return full[..., :height, :width]
-
-    def _fit(self, reference: Tensor, size: tuple[int, int], multiple: int) -> Tensor:
-        """A reference segmentation of any size, brought to the padded image's."""
-        fitted = resize_nearest(reference.to(self.device), size)
-        return pad_to_multiple(fitted, multiple, value=IGNORE_ID)
 
 
 def build_model(

@@ -96,7 +96,8 @@ class Domain:
         sample = self.samples[index]
         if sample.scene is not None:
             return self._render(sample.scene)
-        image = _read_sample_image(sample)
+        assert sample.image is not None
+        image = read_image(sample.image)
         if sample.label is None:
             label = np.full(image.shape[:2], IGNORE_ID, dtype=np.uint8)
         else:
@@ -164,8 +165,3 @@ class Domain:
                 hint="a label must have its image's size, or at least its shape",
             )
         return image, resize_label(label, Size(width, height))
-
-
-def _read_sample_image(sample: Sample) -> Image:
-    assert sample.image is not None
-    return read_image(sample.image)

@@ -283,11 +283,8 @@ def _color_counts(pixels: Pixels) -> dict[Any, int]:
 
 def _counted_colors(codes: NDArray[np.uint32]) -> dict[Any, int]:
     found, counts = np.unique(codes, return_counts=True)
-    return {_rgb(int(code)): int(count) for code, count in zip(found, counts, strict=True)}
-
-
-def _rgb(code: int) -> tuple[int, int, int]:
-    return code >> 16, (code >> 8) & 255, code & 255
+    pairs = zip(map(int, found), map(int, counts), strict=True)
+    return {(code >> 16, (code >> 8) & 255, code & 255): count for code, count in pairs}
 
 
 def train_ids_by_name(

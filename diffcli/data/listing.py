@@ -159,7 +159,9 @@ def _places(base: Path, layout: Layout, asked: str | None) -> Iterator[Place]:
         if layout.list_file:
             there = (base / layout.list_file).is_file()
         else:
-            there = place.images().is_dir() and not _has_splits(place.images())
+            there = place.images().is_dir() and not any(
+                split_name(folder.name) is not None for folder in _subfolders(place.images())
+            )
         if there:
             yield place
         return
@@ -178,10 +180,6 @@ def _split_names(folder: Path, names: re.Pattern[str], asked: str | None) -> lis
         matches = [match["split"] for entry in entries if (match := names.fullmatch(entry.name))]
     found = {name for name in matches if split_name(name) is not None or name == asked}
     return sorted(found, key=lambda name: (split_name(name) != name, name))
-
-
-def _has_splits(folder: Path) -> bool:
-    return any(split_name(sub.name) is not None for sub in _subfolders(folder))
 
 
 def _subfolders(root: Path) -> list[Path]:

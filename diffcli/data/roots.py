@@ -183,12 +183,9 @@ def find_root(spec: DomainSpec, root: Path | None) -> Path:
             or f"set root: in YAML or --root, or put it at {DATA_VARIABLE}/{spec.folder}; {expected}",
         )
     found = None if spec.name == "folder" else _folder_of(spec, data)
-    return data if found is None or _is_itself(spec, data) else found
-
-
-def _is_itself(spec: DomainSpec, root: Path) -> bool:
-    """Whether a folder that holds one named like the domain is the domain's folder all the same."""
-    return any(place.base == root for place in find_places(root, spec.layouts))
+    if found is None or any(place.base == data for place in find_places(data, spec.layouts)):
+        return data  # also where it holds a folder that is named like the domain
+    return found
 
 
 def other_folders(spec: DomainSpec) -> tuple[str, ...]:

@@ -152,7 +152,8 @@ def unpaired(
             hint=f"unpack {packed[0].name}" if packed else expected,
         )
     folders = list(dict.fromkeys(str(place.labels(files)) for files in place.layout.labels))
-    labels = _few(place.images(), missing.images) or _others(folders[0])
+    nothing = "no image files in" if os.path.isdir(folders[0]) else "there is no folder"
+    labels = _few(place.images(), missing.images) or f"{nothing} {folders[0]}"
     images = _few(place.images(), [Path(pair.image) for pair in pairs])
     return DataError(
         f"{spec.name}: no image here has a label\n     images: {images}\n     labels: {labels}",
@@ -177,9 +178,3 @@ def _few(folder: Path, files: Sequence[Path]) -> str:
     """The first files, by name, and how many there are."""
     names = ", ".join(path.name for path in files[:_SHOWN])
     return f"{names}{', ...' if len(files) > _SHOWN else ''} ({len(files)})" if files else ""
-
-
-def _others(folder: str) -> str:
-    if not os.path.isdir(folder):
-        return f"there is no folder {folder}"
-    return f"no image files in {folder}"

@@ -4,7 +4,7 @@ Every name in it comes from settings and file names; the template escapes them.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,17 @@ def html_report(
     palette = class_palette(model)
     heading = str(about.get("run", ""))
     known = ("checkpoint", "iteration", "backbone", "precision", "device", "time")
+    matches = [
+        f"{one['name']}: {ClassMatch.model_validate(one['class_match'])}"
+        for one in about["domains"]
+        if one["class_match"]
+    ]
     return render(
         "report.html",
         title=f"{heading} – evaluation",
         heading=heading,
         facts=" · ".join(f"{key} {about[key]}" for key in known if key in about),
-        warnings=[*_class_matches(about), *overlap_lines(report), *_left_out(scores)],
+        warnings=[*matches, *overlap_lines(report), *_left_out(scores)],
         columns=[
             "mean IoU, classes present",
             f"mean IoU, all {len(about['classes'])} classes",
@@ -91,11 +96,6 @@ def html_report(
         ],
         settings=[*about["eval"].items(), ("diffcli", about.get("diffcli", ""))],
     )
-
-
-def _class_matches(about: Mapping[str, Any]) -> Iterator[str]:
-    for one in (one for one in about["domains"] if one["class_match"]):
-        yield f"{one['name']}: {ClassMatch.model_validate(one['class_match'])}"
 
 
 def _left_out(scores: Sequence[DomainScores]) -> Iterator[str]:

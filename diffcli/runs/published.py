@@ -23,7 +23,8 @@ FusionKind = Literal["direct", "vanilla", "mixing"]
 LAYERS = 3
 """Layers j of a stride in the published code."""
 
-_PREFIX = re.compile(r"(module\.)?(backbone\.)?(diff_model\.)?(aggregation_network\.)?")
+_PREFIX = re.compile(r"^(module\.)?(backbone\.)?(diff_model\.)?(aggregation_network\.)?")
+"""What the published code wraps around the trained part."""
 _FROZEN = re.compile(
     r"(^|\.)(diffusion_extractor|unet|vae|clip|clip_model|text_encoder|text_model)\."
     r"|(^|\.)(down_blocks|up_blocks|mid_block|time_embedding|quant_conv|post_quant_conv)\."
@@ -88,7 +89,7 @@ def convert_state(state: Mapping[str, Any], *, where: str = "the checkpoint") ->
     """
     state = state_dict(state, where=where, error=CheckpointError)
     tensors = {name: value for name, value in state.items() if not _FROZEN.search(name)}
-    originals = {_strip(name): name for name in tensors}
+    originals = {_PREFIX.sub("", name): name for name in tensors}
     kind = _fusion_kind(originals)
     converted, unknown = {}, []
     for name, original in originals.items():
@@ -108,12 +109,6 @@ def convert_state(state: Mapping[str, Any], *, where: str = "the checkpoint") ->
             hint="bring the checkpoint that its training saved",
         )
     return converted
-
-
-def _strip(name: str) -> str:
-    """The name without the wrappers around the trained part."""
-    match = _PREFIX.match(name)
-    return name[match.end() :] if match else name
 
 
 def _fusion_kind(names: Mapping[str, str]) -> FusionKind:
