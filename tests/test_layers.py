@@ -1,6 +1,7 @@
 """The rooms of the package and the order of imports (diffcli/ARCHITECTURE.md), held as one closed list."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,10 +67,11 @@ AT_TOP: dict[str, set[str]] = {
 """A room or file -> what it imports only inside a function, when it is asked for."""
 
 
-def imports(path: Path, *, top_only: bool = False) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path, *, top_only: bool = False) -> tuple[tuple[int, str], ...]:
     """(line, absolute dotted name) of every import in a file, those for the type checker alone left out."""
     package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
-    yield from imports_of(path.read_text(encoding="utf-8"), package, top_only=top_only)
+    return tuple(imports_of(path.read_text(encoding="utf-8"), package, top_only=top_only))
 
 
 def imports_of(source: str, package: tuple[str, ...], *, top_only: bool = False) -> Iterator[tuple[int, str]]:
@@ -167,6 +169,28 @@ def test_the_miniature_world_has_one_door() -> None:
         if inside not in path.parents
         for line, name in imports(path)
         if any(is_within(name, module) for module in behind)
+    ]
+    assert not bad, "\n".join(bad)
+
+
+RESULTS = {"table", "print_record", "print_text", "fail"}
+"""What prints a result or the end of a command; progress, notes and warnings may come from any room."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_file)
+def test_only_commands_print_results(path: Path) -> None:
+    if room_of(path) in {"cli", "commands", "runtime"}:
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bad = [
+        f"{by_file(path)}:{node.lineno} console.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "console" and node.attr in RESULTS
+    ]
+    bad += [
+        f"{by_file(path)}:{node.lineno} print"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
     ]
     assert not bad, "\n".join(bad)
 

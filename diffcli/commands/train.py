@@ -33,6 +33,7 @@ from diffcli.runs.folder import (
     LAST,
     PICTURE,
     REPORT,
+    REPORT_PAGE,
     RESUME,
     RUNS,
 )
@@ -164,7 +165,7 @@ def _finish(trainer: Trainer, scores: list[DomainScores], problems: list[str]) -
         _say_unseen(training)
     for line in [*trainer.selection.overlaps(), *filter(None, [trainer.skipped.summary()])]:
         console.warn(line)
-    for file in ("report.html", PICTURE, CURVES):
+    for file in (REPORT_PAGE, PICTURE, CURVES):
         if (trainer.folder / file).is_file():
             console.say(f"see {trainer.folder / file}")
     console.say(f"next: diff predict IMAGES --run {trainer.folder}")

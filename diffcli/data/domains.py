@@ -333,7 +333,8 @@ def _foggy(name: str, beta: str) -> DomainSpec:
     )
 
 
-_ACDC = tuple(_acdc(condition) for condition in ("fog", "night", "rain", "snow"))
+ACDC_CONDITIONS = ("fog", "night", "rain", "snow")
+_ACDC = tuple(_acdc(condition) for condition in ACDC_CONDITIONS)
 MINIWORLD_SOURCE = "miniworld/clean"
 APPEARANCES = ("clean", "night", "fog", "rain", "snow", "photo")
 """In which the miniature world can be rendered; their order seeds the renderer, so that new ones go to the end."""

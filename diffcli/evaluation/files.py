@@ -14,7 +14,7 @@ from diffcli.evaluation.report import Report, write_picture
 from diffcli.evaluation.tables import csv_report, markdown_report
 from diffcli.files import write_text
 from diffcli.prediction.segmenter import Segmenter
-from diffcli.runs.folder import PICTURE, REPORT
+from diffcli.runs.folder import PICTURE, REPORT, REPORT_PAGE, REPORT_TABLE, REPORT_TEXT
 
 WORST = 2
 """Images with the lowest score that the page shows of each domain."""
@@ -30,9 +30,9 @@ def write_reports(
 ) -> None:
     """Write all of them; `diff eval` and the end of `diff train` do."""
     write_text(folder / REPORT, json.dumps(report.as_json(), indent=2, ensure_ascii=False))
-    write_text(folder / "report.csv", csv_report(report))
-    write_text(folder / "report.md", markdown_report(report))
-    write_text(folder / "report.html", html_report(report, scores, model=model, examples=examples))
+    write_text(folder / REPORT_TABLE, csv_report(report))
+    write_text(folder / REPORT_TEXT, markdown_report(report))
+    write_text(folder / REPORT_PAGE, html_report(report, scores, model=model, examples=examples))
     if scores:
         write_picture(folder / PICTURE, scores, model=model)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from diffcli.classes import CITYSCAPES_CLASSES, CITYSCAPES_ID_OF_TRAIN_ID
 from diffcli.config.domain import domain_config
 from diffcli.data.dataset import Domain, Sample, open_domain
+from diffcli.data.domains import ACDC_CONDITIONS
 from diffcli.drawing.pictures import Pixels
 from diffcli.errors import ConfigError, DataError
 from diffcli.files import write_atomically
@@ -36,7 +37,7 @@ SERVERS: Mapping[str, Server] = {
     "acdc": Server(images=2000, label_ids=False, folder="labelTrainIds/"),
     **{
         f"acdc/{condition}": Server(images=500, label_ids=False, folder="labelTrainIds/")
-        for condition in ("fog", "night", "rain", "snow")
+        for condition in ACDC_CONDITIONS
     },
     "dark_zurich": Server(images=151, label_ids=False, folder="labelTrainIds/"),
 }

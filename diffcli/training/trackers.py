@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffcli.runs.folder import REPORT_PAGE, REPORT_TEXT
+
 
 def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of a line of metrics.jsonl under names with slashes: class_iou/night/road."""
@@ -39,12 +41,12 @@ def track_report(trackers: Sequence[Any], folder: Path, *, step: int) -> None:
     for tracker in trackers:
         match tracker.name:
             case "tensorboard":
-                text = (folder / "report.md").read_text(encoding="utf-8")
+                text = (folder / REPORT_TEXT).read_text(encoding="utf-8")
                 tracker.writer.add_text("report", text, global_step=step)
             case "wandb":
                 import wandb
 
-                page = (folder / "report.html").read_text(encoding="utf-8")
+                page = (folder / REPORT_PAGE).read_text(encoding="utf-8")
                 tracker.log({"report": wandb.Html(page)}, step=step)
             case "mlflow":
-                tracker.log_artifact(str(folder / "report.html"), "report")
+                tracker.log_artifact(str(folder / REPORT_PAGE), "report")
