@@ -1,7 +1,8 @@
 """Files and folders are written whole or not at all, and only over what this program could have written.
 
 What is being written stands beside its target under a temporary name, locked by its writer. The lock ends with the
-process, so that the next one can tell what a killed process left behind, and removes it.
+process, so that the next one can tell what a killed process left behind, and removes it. A folder that a command writes
+to for a while is locked in the same way: see `hold_lock`.
 """
 
 import errno
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 from diffcli.errors import DiffError
@@ -28,6 +30,8 @@ BROKEN = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
 """Errors of the disk that is written to."""
 TEMPORARY = ".diffcli-part-"
 """How temporary names begin."""
+LOCK = ".diffcli-lock"
+"""The lock of a folder, in it: of a run that trains, of reports that are made, of predictions that are written."""
 ROOM = "choose a folder that you may write to, on a disk with free space"
 
 
@@ -214,12 +218,20 @@ def replace_folder(folder: Path, *, is_ours: Callable[[str], bool] = lambda name
             Those are removed with it; all others stay.
 
     Raises:
-        DiffError: it cannot be written.
+        DiffError: it cannot be written, or another process is writing it.
     """
     folder = folder.resolve()
     remove_leftovers(folder.parent)
+    beside = blake2b(os.fsencode(folder.name), digest_size=8).hexdigest()  # the folder itself is moved away
+    with hold_lock(folder.parent / f"{LOCK}-{beside}", where=folder), _staging(folder) as (new, old):
+        yield new
+        _swap(folder, new=new, old=old, is_ours=is_ours)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """An empty folder beside `folder`, and a place for the old one; what is still there in the end is removed."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=TEMPORARY))
         handle = os.open(staging / "lock", os.O_RDWR | os.O_CREAT)
         _lock(handle)
@@ -231,8 +243,7 @@ def replace_folder(folder: Path, *, is_ours: Callable[[str], bool] = lambda name
             f"cannot write here: {error.strerror or error}", where=str(folder), hint=ROOM
         ) from error
     try:
-        yield new
-        _swap(folder, new=new, old=old, is_ours=is_ours)
+        yield new, old
     except Exception as error:
         if (reason := _disk_error(error)) is None:
             raise
@@ -295,6 +306,9 @@ def remove_leftovers(folder: Path) -> None:
                 _discard(path) if is_folder else path.unlink()
             finally:
                 os.close(handle)
+    for path in Path(folder).glob(f"{LOCK}-*"):
+        with suppress(DiffError), hold_lock(path, where=path):
+            pass  # taken over from a dead owner, and removed
 
 
 def _lock(handle: int) -> bool:
@@ -309,40 +323,48 @@ def _lock(handle: int) -> bool:
 
 
 @contextmanager
-def hold_lock(path: Path, *, where: Path) -> Iterator[None]:
+def hold_lock(path: Path, *, where: Path, shared: bool = False) -> Iterator[None]:
     """While it lasts, no other process can hold the lock file `path`; it ends with the process, however that ends.
+
+    The file's folder is made where it is missing.
 
     A record lock, which worker processes do not inherit: one that outlives a killed owner does not keep it.
 
     Args:
         where: what is locked, for the message.
+        shared: others may hold it too if they share it.
 
     Raises:
         DiffError: a live process holds it.
     """
-    handle = _open_locked(path, where=where)
+    handle = _open_locked(path, where=where, shared=shared)
     try:
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
+        if not shared:
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {platform.node()}".encode(), 0)
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError):  # others share it: the last one removes it
+            if sys.platform != "win32":
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
         os.close(handle)
 
 
-def _open_locked(path: Path, *, where: Path) -> int:
+def _open_locked(path: Path, *, where: Path, shared: bool) -> int:
     """The locked file at `path`, opened; its last owner may remove it between our opening and locking it."""
+    _require_regular(path)
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         except OSError as error:
             raise DiffError(
-                f"cannot write here: {error.strerror or error}", where=str(path), hint=ROOM
+                f"cannot write here: {error.strerror or error}", where=str(where), hint=ROOM
             ) from error
         try:
             if sys.platform != "win32":
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(path), os.fstat(handle)):
                 return handle
         except FileNotFoundError:

@@ -266,3 +266,58 @@ def test_a_lock_is_refused_while_its_owner_lives_and_taken_over_afterwards(tmp_p
     with hold_lock(tmp_path / ".lock", where=tmp_path):
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
     assert not list(tmp_path.iterdir())
+
+
+SHARER = OWNER.replace("where=Path(sys.argv[1]))", "where=Path(sys.argv[1]), shared=True)")
+
+
+def test_a_shared_lock_is_shared_with_those_that_share_it(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    with process_of(SHARER, tmp_path):
+        with hold_lock(lock, where=tmp_path, shared=True):
+            pass
+        assert lock.exists(), "the other one still holds it"
+        with pytest.raises(DiffError, match="is using it"), hold_lock(lock, where=tmp_path):
+            pass
+    with hold_lock(lock, where=tmp_path):
+        pass
+    with (
+        process_of(OWNER, tmp_path),
+        pytest.raises(DiffError, match="is using it"),
+        hold_lock(lock, where=tmp_path, shared=True),
+    ):
+        pass
+    lock.unlink()
+    with hold_lock(lock, where=tmp_path, shared=True):
+        pass
+    assert not lock.exists()
+
+
+REPLACER = """
+    import sys, time
+    from pathlib import Path
+    from diffcli.files import replace_folder
+    with replace_folder(Path(sys.argv[1]) / "exported") as new:
+        print("ready", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_process_replaces_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    with (
+        process_of(REPLACER, tmp_path) as owner,
+        pytest.raises(DiffError, match=f"process {owner.pid} on .* is using it"),
+        replace_folder(target),
+    ):
+        pass
+    remove_leftovers.cache_clear()
+    with replace_folder(target) as new:  # the other one was killed
+        (new / "a").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["exported", "a"]
+
+
+def test_something_else_of_the_name_of_a_lock_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(DiffError, match="a named pipe"), hold_lock(tmp_path / ".lock", where=tmp_path):
+        pass

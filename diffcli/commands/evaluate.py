@@ -24,15 +24,12 @@ from diffcli.evaluation.files import choose_examples, write_reports
 from diffcli.evaluation.parts import score_all
 from diffcli.evaluation.report import Report, build_report
 from diffcli.evaluation.tables import comparison, overlap_lines
-from diffcli.files import hold_lock
+from diffcli.files import LOCK, hold_lock
 from diffcli.prediction.trained import trained_segmenter
 from diffcli.runs.opening import OpenRun, open_run
 from diffcli.runtime import console, distributed
 from diffcli.runtime.device import resolve_data_workers
 from diffcli.runtime.words import counted
-
-LOCK = ".eval-lock"
-"""In the folder of the reports while they are made: a second evaluation that writes there is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,14 @@
 """`diff predict`: images and videos to masks and other outputs, in the tree of the inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED, EvalConfig
 from diffcli.config.size import size_option
 from diffcli.errors import ConfigError, DataError
+from diffcli.files import LOCK, hold_lock
 from diffcli.prediction.coco import write_coco
 from diffcli.prediction.files import Outcome, begin, first_line, merged, segment_files
 from diffcli.prediction.index import INDEX, write_index
@@ -92,44 +94,59 @@ def run(request: Request) -> None:
         settings = settings.model_copy(update={"size": None})
     batch = parse_batch(request.batch, otherwise=settings.batch_size)
     manifest = Manifest(output)
-    outcome = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
-    skipped = set(outcome.skipped)
-    remaining = [job for job in jobs if job not in skipped]
-    if remaining:
-        with distributed.raise_together():
-            network = source.load(
-                device=request.device,
-                samples=request.samples,
-                images=len(remaining) * (1 + request.refine) // distributed.world_size(),
+    with _shared(output):
+        outcome = distributed.broadcast(lambda: begin(jobs, outputs, manifest, skip_existing=skip_existing))
+        skipped = set(outcome.skipped)
+        remaining = [job for job in jobs if job not in skipped]
+        if remaining:
+            with distributed.raise_together():
+                network = source.load(
+                    device=request.device,
+                    samples=request.samples,
+                    images=len(remaining) * (1 + request.refine) // distributed.world_size(),
+                )
+            segmenter = Segmenter(
+                network,
+                settings,
+                batch=batch,
+                tile=tile,
+                refine=request.refine,
+                confidence=outputs.wants_confidence,
+                score_of=outputs.score_of,
+                on_retile=console.warn,
             )
-        segmenter = Segmenter(
-            network,
-            settings,
-            batch=batch,
-            tile=tile,
-            refine=request.refine,
-            confidence=outputs.wants_confidence,
-            score_of=outputs.score_of,
-            on_retile=console.warn,
-        )
-        reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
-        shard = distributed.shard(remaining, chunk=batch or 1)
-        done = distributed.all_gather(
-            lambda: segment_files(
-                segmenter,
-                shard,
-                reader=reader,
-                outputs=outputs,
-                manifest=manifest,
-                skip_existing=skip_existing,
+            reader = Reader(settings.size, classes=len(outputs.classes), keep=outputs.wants_image)
+            shard = distributed.shard(remaining, chunk=batch or 1)
+            done = distributed.all_gather(
+                lambda: segment_files(
+                    segmenter,
+                    shard,
+                    reader=reader,
+                    outputs=outputs,
+                    manifest=manifest,
+                    skip_existing=skip_existing,
+                )
             )
-        )
-        outcome = merged([outcome, *done], jobs)
-        distributed.broadcast(lambda: _finish(manifest, outputs, title=source.description))
+            outcome = merged([outcome, *done], jobs)
+            distributed.broadcast(lambda: _finish(manifest, outputs, title=source.description))
     report(outcome, outputs, source=source, output=output)
     distributed.barrier()
     if outcome.failed:
         raise _failure(outcome)
+
+
+@contextmanager
+def _shared(output: Path) -> Iterator[None]:
+    """While it lasts, only other calls of predict may write to the folder: they share its manifest.
+
+    Raises:
+        DiffError: another command writes there; the folder cannot be made or written to.
+    """
+    with ExitStack() as stack:
+        with distributed.raise_together():
+            if distributed.is_main_process():
+                stack.enter_context(hold_lock(output / LOCK, where=output, shared=True))
+        yield
 
 
 def _name(request: Request) -> str:

@@ -11,11 +11,10 @@ from typing import Any
 from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.files import hold_lock, remove_leftovers, write_text
+from diffcli.files import LOCK, hold_lock, remove_leftovers, write_text
 from diffcli.runs.folder import (
     CONFIG,
     LAST,
-    LOCK,
     METRICS,
     RESUME,
     VERSIONS,

@@ -24,6 +24,7 @@ from diffcli.errors import CheckpointError, ConfigError, DataError, DiffError
 from diffcli.evaluation.comparison import Comparison
 from diffcli.evaluation.domains import DomainChoice, wanted_domains
 from diffcli.evaluation.report import Report
+from diffcli.files import LOCK
 from diffcli.runs.checkpoint import save_checkpoint
 from diffcli.runs.folder import CONFIG, LAST
 from diffcli.runs.opening import open_run
@@ -352,7 +353,7 @@ def test_two_evals_into_one_folder_are_refused(tiny_run: Path, tmp_path: Path) -
 import sys
 from pathlib import Path
 from diffcli.files import hold_lock
-with hold_lock(Path({str(tmp_path / evaluate.LOCK)!r}), where=Path({str(tmp_path)!r})):
+with hold_lock(Path({str(tmp_path / LOCK)!r}), where=Path({str(tmp_path)!r})):
     print("held", flush=True)
     sys.stdin.read()
 """

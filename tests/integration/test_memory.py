@@ -3,6 +3,10 @@
 import gc
 import os
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +23,30 @@ pytestmark = [
 
 def resident() -> int:
     """Bytes of memory that this process holds."""
-    gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[int, int]]]:
+    """Memory and open files while the block runs, ten times a second."""
+    seen: list[tuple[int, int]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            seen.append((resident(), open_files()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -44,8 +66,16 @@ def test_predict_of_many_images(images: int, tiny_run: Path, tmp_path: Path) -> 
         predict.run(request)
 
     segment([str(tmp_path / "in" / f"{i}.png") for i in range(30)], "warm")
-    memory, files = resident(), open_files()
-    segment([str(tmp_path / "in")], "out")
+    gc.collect()
+    memory, files, begun = resident(), open_files(), time.monotonic()
+    with watched() as seen:
+        segment([str(tmp_path / "in")], "out")
+    gc.collect()
+    rate = images / (time.monotonic() - begun)
+    middle, most = seen[len(seen) // 2], max(open for _, open in seen)
+    mib = " -> ".join(f"{size / 2**20:.0f}" for size in (memory, middle[0], resident()))
+    print(f"{images} images, {rate:.1f}/s, memory {mib} MiB, {files} files open before, at most {most}")
     assert open_files() == files
+    assert most < files + 32
     assert resident() - memory < 64 * 2**20
     assert len(list((tmp_path / "out").glob("*.png"))) == images

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from diffcli.files import LOCK
 from diffcli.runs.checkpoint import read_checkpoint
-from diffcli.runs.folder import LAST, LOCK, METRICS, REPORT, RESUME
+from diffcli.runs.folder import LAST, METRICS, REPORT, RESUME
 from tests.fixtures import processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]

@@ -10,8 +10,8 @@ import pytest
 
 from diffcli.commands import train
 from diffcli.errors import CheckpointError, DiffError
-from diffcli.files import TEMPORARY
-from diffcli.runs.folder import CONFIG, LAST, LOCK, METRICS, RESUME, VERSIONS
+from diffcli.files import LOCK, TEMPORARY
+from diffcli.runs.folder import CONFIG, LAST, METRICS, RESUME, VERSIONS
 from diffcli.runtime.signals import Stop
 from diffcli.training import run_folder
 from tests.fixtures.training import interrupted, start, tiny_config
