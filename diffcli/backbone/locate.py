@@ -131,6 +131,30 @@ def describe_source(config: BackboneConfig, *, last_timestep: int = 0) -> str:
     return ", ".join(words)
 
 
+def weight_files(config: BackboneConfig) -> dict[str, Path]:
+    """Component and name -> path, of every weight file that is read; nothing is downloaded.
+
+    Raises:
+        BackboneError: what is here cannot be used, or something is not here.
+    """
+    files: dict[str, Path] = {}
+    for request in _requests(config):
+        source = find_local(request, config)
+        if source is None:
+            raise BackboneError(
+                "not on this disk", where=request.source, hint="it is downloaded on first use"
+            )
+        for component in request.components:
+            if component == "unet" and not config.needs_source_unet:
+                continue
+            paths = source.weights(component)[1] if isinstance(source, PipelineFolder) else [source.path]
+            files |= {f"{component}/{path.name}": path for path in paths}
+    if config.unet_weights is not None:
+        path = check_unet_file(config.unet_weights, allow_pickle=config.allow_pickle)
+        files[f"unet/{path.name}"] = path
+    return files
+
+
 def find_on_disk(source: str, *, revision: str | None = None) -> Path | None:
     """The folder or file of a source that is here whole, the hub's cache included; None where it is not."""
     config = BackboneConfig(source=source, revision=revision)

@@ -5,17 +5,38 @@ from typing import Annotated
 
 import typer
 
-from diffcli.cli.options import Device, Json, Overrides, examples, execute, group, read_settings
+from diffcli.cli.options import (
+    Device,
+    Json,
+    Overrides,
+    complete_runs,
+    examples,
+    execute,
+    find_run,
+    group,
+    read_settings,
+)
 
 app = group()
 
 
-@app.command(epilog=examples("diff doctor --json"))
-def doctor(json: Json = False) -> None:
-    """Show device, precisions, versions and cached weights."""
+@app.command(epilog=examples("diff doctor --json", "diff doctor --run runs/quickstart"))
+def doctor(
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Show instead what differs here from where this run was trained: versions, device, git, weights.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show device, precisions, versions and cached weights; or what differs from a run's."""
     from diffcli.commands import doctor as command
 
-    execute(command.run, command.Request(), json=json)
+    execute(command.run, command.Request(None if run is None else find_run(run)), json=json)
 
 
 @app.command(

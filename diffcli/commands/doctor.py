@@ -1,14 +1,19 @@
-"""`diff doctor`: what this machine has to run with, and what to do about what is missing."""
+"""`diff doctor`: what this machine has to run with, what is missing, and what differs from where a run was trained."""
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from diffcli.backbone.locate import find_on_disk
-from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED
-from diffcli.runs.folder import versions
+from diffcli.config.file import load_config
+from diffcli.config.settings import DEFAULT_BACKBONE, EMBEDDED, RunConfig
+from diffcli.errors import CheckpointError, DiffError
+from diffcli.runs.folder import CONFIG, VERSIONS, versions
 from diffcli.runtime import console
 from diffcli.runtime.words import counted
 
@@ -18,11 +23,21 @@ HUB_MODELS = (DEFAULT_BACKBONE, "stable-diffusion-v1-5/stable-diffusion-v1-5")
 
 @dataclass(frozen=True)
 class Request:
-    """What `diff doctor` is asked for: nothing yet."""
+    """What `diff doctor` is asked for."""
+
+    run: Path | None = None
+    """A run folder, or a checkpoint in it, to compare this machine with; None: only this machine."""
 
 
 def run(request: Request) -> None:
-    """Print device, precisions, memory, versions and weights; advice goes to stderr."""
+    """Print device, precisions, memory, versions and weights; advice goes to stderr. Or what differs from a run's.
+
+    Raises:
+        CheckpointError: that is no run folder, or its files are damaged.
+    """
+    if request.run is not None:
+        _compare(request.run)
+        return
     facts = {
         "versions": versions(),
         **_devices(),
@@ -39,6 +54,94 @@ def run(request: Request) -> None:
     console.table("\ntrackers", ["package", "installed"], installed)
     for line in _advice(facts):
         console.say(line)
+
+
+# ----------------------------------------------------------------------------------------- what differs from a run
+
+
+def _compare(run: Path) -> None:
+    folder = run.parents[1] if run.is_file() and run.parent.name == "checkpoints" else run
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"no run folder: it holds no {CONFIG}",
+            where=str(folder),
+            hint="give a folder that `diff train` wrote",
+        )
+    rows = [row for row in _facts_of(folder) if row[1] != row[2]]
+    console.print_record(
+        {"run": folder, "differs": [dict(zip(("what", "run", "here"), row, strict=True)) for row in rows]}
+    )
+    if rows:
+        shown = [[_shortened(cell) for cell in row] for row in rows]
+        console.table(f"what differs from {folder}", ["what", "in the run", "here"], shown)
+        console.say("README says which of these may change results")
+    else:
+        console.say(f"nothing differs from what {folder} records")
+
+
+def _facts_of(folder: Path) -> Iterator[tuple[str, str | None, str | None]]:
+    """What the run records, and the same of this machine; None: not known, or not there."""
+    from diffcli.runs import provenance  # imports torch, which takes seconds
+
+    recorded, here = _recorded_versions(folder), versions()
+    for name in dict.fromkeys([*recorded, *here]):
+        yield name, recorded.get(name), here.get(name)
+    try:
+        config = load_config(folder / CONFIG)
+    except DiffError as error:
+        config = None
+        yield "settings", "valid", f"no longer read: {error}"
+    then = provenance.read_provenance(folder)
+    if then is None:
+        console.say(f"{folder} holds no {provenance.PROVENANCE}: versions and settings alone are compared")
+        return
+    for name, state, now in (
+        ("git", then.git, provenance.git_state(Path.cwd())),
+        ("git of diffcli", then.diffcli_git, provenance.own_git_state()),
+    ):
+        yield name, _text(state), _text(now)
+    if config is None:
+        return
+    machine = provenance.resolved_machine(config.runtime)
+    for name in ("device", "precision", "backbone_precision", "threads"):
+        yield name.replace("_", " "), _text(getattr(then.machine, name)), _text(getattr(machine, name))
+    for name, seed in provenance.seeds(config).items():
+        yield name, _text(then.seeds.get(name)), _text(seed)
+    yield from _weights_of(config, then.weights)
+
+
+def _weights_of(config: RunConfig, recorded: dict[str, str]) -> Iterator[tuple[str, str | None, str | None]]:
+    from diffcli.runs.provenance import weight_hashes
+
+    try:
+        found = weight_hashes(config.model.backbone)
+    except DiffError as error:
+        yield "weights", f"of {config.model.backbone.source}", str(error)
+        return
+    for name in dict.fromkeys([*recorded, *found]):
+        yield name, _text(recorded.get(name)), _text(found.get(name))
+
+
+def _recorded_versions(folder: Path) -> dict[str, str]:
+    try:
+        found = json.loads((folder / VERSIONS).read_bytes())
+        return {str(name): str(version) for name, version in found.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError("damaged", where=str(folder / VERSIONS)) from error
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _shortened(cell: str | None) -> str | None:
+    """Of a SHA-256, as much as people compare; the record holds all of it."""
+    return cell[:12] if cell is not None and re.fullmatch("[0-9a-f]{64}", cell) else cell
+
+
+# ----------------------------------------------------------------------------------------------------- this machine
 
 
 def _short(path: Path | None) -> str:

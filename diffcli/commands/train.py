@@ -37,6 +37,7 @@ from diffcli.runs.folder import (
     RESUME,
     RUNS,
 )
+from diffcli.runs.provenance import write_provenance
 from diffcli.runtime import console, distributed, words
 from diffcli.runtime.signals import graceful_stop
 from diffcli.training.accelerator import build_accelerator
@@ -104,6 +105,8 @@ def _prepare(config: RunConfig, folder: Path, accelerator: Accelerator, *, resum
         state = model.decoder.state_dict().values()
         if config.train.init_from is not None and not resume:
             initialise(model, config.train.init_from, runs=folder.parent)
+        if accelerator.is_main_process:
+            write_provenance(folder, config, processes=distributed.world_size())
         check_space(folder, weights=sum(tensor.numel() * tensor.element_size() for tensor in state))
         if config.train.loss.ipkl and accelerator.is_main_process:
             unheard = prompts_unheard(samples, model.extractor)

@@ -140,6 +140,7 @@ COMMANDS = {
         "--json",
     ],
     "doctor": [
+        "--run RUN",
         "--json",
     ],
     "data inspect": [

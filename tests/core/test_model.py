@@ -56,6 +56,22 @@ def test_an_image_without_a_name_is_known_by_its_pixels(model: SegmentationModel
     close(model.logits(images.flip(0)).flip(0), nameless)
 
 
+def test_order_changes_nothing_and_the_batch_only_the_last_bits(
+    model: SegmentationModel, images: Tensor
+) -> None:
+    """What README says of the same numbers again; resuming and workers are in tests/training."""
+    names = ["a", "b"]
+    together = model.logits(images, identities=names)
+    assert torch.equal(together, model.logits(images, identities=names))
+    swapped = model.logits(images.flip(0), identities=names[::-1])
+    assert torch.equal(together, swapped.flip(0))
+    alone = torch.cat(
+        [model.logits(image[None], identities=[name]) for image, name in zip(images, names, strict=True)]
+    )
+    close(together, alone)
+    assert torch.equal(together.argmax(1), alone.argmax(1))
+
+
 def test_a_reference_turns_the_class_prompts_on(model: SegmentationModel, images: Tensor) -> None:
     plain = model.logits(images, identities=["a", "b"])
     model.extractor.backbone.evaluations = 0

@@ -16,6 +16,7 @@ from diffcli.core.model import build_model
 from diffcli.errors import BackboneError, CheckpointError, ConfigError, DataError, TrainingError
 from diffcli.runs.folder import BEST, CONFIG, LAST, METRICS, PICTURE, REPORT, RESUME, VERSIONS
 from diffcli.runs.opening import open_run
+from diffcli.runs.provenance import PROVENANCE, read_provenance
 from diffcli.training.init_from import initialise
 from diffcli.training.samples import open_domains, training_set
 from tests.fixtures.training import interrupted, metrics, start, tiny_config
@@ -24,8 +25,12 @@ from tests.fixtures.training import interrupted, metrics, start, tiny_config
 @pytest.mark.slow
 def test_run_folder_is_complete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = start(tiny_config(), tmp_path)
-    for name in (CONFIG, VERSIONS, METRICS, LAST, BEST, REPORT, PICTURE):
+    for name in (CONFIG, VERSIONS, PROVENANCE, METRICS, LAST, BEST, REPORT, PICTURE):
         assert (folder / name).is_file(), name
+    recorded = read_provenance(folder)
+    assert recorded is not None
+    assert recorded.seeds["train.seed"] == 0
+    assert {name.split("/")[0] for name in recorded.weights} == {"unet", "vae", "text_encoder"}
     assert not (folder / RESUME).exists()
     assert json.loads(capsys.readouterr().out)["run"] == str(folder)
     losses = [line for line in metrics(folder) if "loss" in line]
