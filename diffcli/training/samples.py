@@ -136,7 +136,7 @@ def training_set(config: RunConfig, source: Domain, statistics: ClassStatistics 
 
 
 def batches(trainer: Trainer) -> Generator[Batch, None, None]:
-    """This process's micro-batches from the current iteration to the last; bad samples are reported on the way.
+    """This process's micro-batches from the current iteration to the last.
 
     A sample depends on the number of its draw alone, so that a resumed run sees what an uninterrupted one sees.
     """
@@ -147,15 +147,12 @@ def batches(trainer: Trainer) -> Generator[Batch, None, None]:
     first = [
         (step * accelerator.num_processes + accelerator.process_index) * train.batch_size for step in steps
     ]
-    for batch in drawn(
+    return drawn(
         trainer.config,
         trainer.samples,
         draws=[start + i for start in first for i in range(train.batch_size)],
         pin=trainer.model.device.type == "cuda",
-    ):
-        trainer.skipped.draws += len(batch.faults)
-        _report_bad(trainer.config, trainer.skipped, batch.faults)
-        yield batch
+    )
 
 
 def drawn(
@@ -174,3 +171,17 @@ def drawn(
         pin=pin,
         skip=config.data.on_error == "skip",
     )
+
+
+def note_faults(trainer: Trainer, faults: Sequence[DiffError]) -> None:
+    """Note the bad samples that this process and the others met in one batch each, and report new ones once.
+
+    Every process calls it, and holds the same list afterwards.
+
+    Raises:
+        DataError: more samples are bad than are tolerated; in every process.
+    """
+    if distributed.all_reduce([len(faults)])[0]:  # a number is cheaper to exchange than objects
+        every = [fault for met in distributed.all_gather(lambda: faults) for fault in met]
+        trainer.skipped.draws += len(every)
+        _report_bad(trainer.config, trainer.skipped, every)

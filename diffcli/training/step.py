@@ -16,6 +16,7 @@ from diffcli.errors import TrainingError
 from diffcli.runs.folder import LAST
 from diffcli.runtime import distributed
 from diffcli.training.optimizer import set_learning_rate
+from diffcli.training.samples import note_faults
 from diffcli.training.trainer import Trainer
 
 
@@ -46,6 +47,7 @@ def training_step(trainer: Trainer, batches: Iterator[Batch]) -> dict[str, Any]:
                 seed=train.seed,
                 ipkl=train.loss.ipkl,
             )
+        note_faults(trainer, batch.faults)
         files += batch.files
         is_last = micro == train.gradient_accumulation - 1
         with nullcontext() if is_last else accelerator.no_sync(trainer.paired):

@@ -224,9 +224,7 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(tmp_path: Path, pictures
     source, _ = open_domains(config)
     samples = training_set(config, source, None)
     damaged = pictures / "images" / f"{samples[3]['id']}.png"
-    pixels = bytearray(damaged.read_bytes())
-    pixels[1000:2000] = bytes(1000)  # header and end are sound, so that it is met while training
-    damaged.write_bytes(pixels)
+    damage_inside(damaged)
     (tmp_path / "tiny.yaml").write_text(dump_config(config))
     code, _, words = ranks("train", "tiny.yaml").communicate()
     assert code != 0
@@ -234,6 +232,29 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(tmp_path: Path, pictures
     assert words.count("\nerror: ") == 1  # libpng prints a line of its own
     assert words.count("iterations up to 1 are saved: --resume continues") == 1
     assert (tmp_path / "runs/tiny" / LAST).is_file()
+
+
+def test_a_bad_sample_of_one_rank_is_told_once_and_counted(
+    tmp_path: Path, pictures: Path, ranks: Start
+) -> None:
+    """A damaged picture that rank 1 alone meets: rank 0 says so, and the report counts it."""
+    config = training(pictures)
+    source, _ = open_domains(config)
+    damage_inside(pictures / "images" / f"{training_set(config, source, None)[3]['id']}.png")
+    (tmp_path / "tiny.yaml").write_text(dump_config(config))
+    code, _, words = ranks("train", "tiny.yaml").communicate()
+    assert code == 0, words[-3000:]
+    assert words.count("other samples are drawn in its place") == 1
+    assert words.count("1 sample of 8 could not be used; others were drawn in its place, 1 time") == 1
+    report = json.loads((tmp_path / "runs/tiny/report.json").read_text())
+    assert report["training"]["skipped_samples"] == 1
+
+
+def damage_inside(picture: Path) -> None:
+    """Header and end stay sound, so that the damage is met while training."""
+    pixels = bytearray(picture.read_bytes())
+    pixels[1000:2000] = bytes(1000)
+    picture.write_bytes(pixels)
 
 
 def test_a_rank_that_is_killed_ends_the_run(tmp_path: Path, pictures: Path, ranks: Start) -> None:
