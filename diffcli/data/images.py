@@ -60,7 +60,7 @@ def require_file(path: Path) -> None:
     try:
         state = path.stat()
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):  # of a name that is too long, is_symlink raises the same error again
             raise DataError(
                 f"a link to {os.readlink(path)}, which is not there",
                 where=str(path),

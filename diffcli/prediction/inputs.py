@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -140,6 +141,7 @@ def _found(text: str, *, output: str, listed: bool) -> tuple[str, list[str]]:
         raise DataError(
             "no such file or folder", where=text, hint="give image files, folders, or a quoted glob"
         )
+    path = re.sub(r"(\*\*/)+", "**/", path)  # each further one would multiply the time
     root = path
     while glob.has_magic(root):
         root = os.path.dirname(root)

@@ -230,3 +230,8 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(3 * 2**30)  # it takes no room on the disk
     with pytest.raises(DataError, match="3 GiB are no image"):
         read_image(path)
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        read_image(tmp_path / ("a" * 300 + ".png"))
