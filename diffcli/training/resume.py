@@ -69,7 +69,7 @@ def restore(trainer: Trainer) -> None:
         try:
             _restore(trainer, tensors, header)
             lines = int(header["metrics_lines"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
             raise CheckpointError(
                 f"it does not fit this run ({str(error).splitlines()[0]})", where=str(path), hint=_DAMAGED
             ) from error
@@ -92,9 +92,17 @@ def restore(trainer: Trainer) -> None:
 
 
 def _restore(trainer: Trainer, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    trainer.iteration, trainer.best, trainer.validated, trainer.changes = (
-        header[key] for key in ("iteration", "best", "validated", "changes")
-    )
+    trainer.iteration, trainer.validated = int(header["iteration"]), int(header["validated"])
+    if min(trainer.iteration, trainer.validated) < 0:
+        raise ValueError("iterations are counted from 0")
+    trainer.best = dict(header["best"])
+    trainer.changes = [
+        {
+            "iteration": change["iteration"],
+            "settings": {key: [old, new] for key, (old, new) in change["settings"].items()},
+        }
+        for change in header["changes"]
+    ]
     before, now = header["settings"], changeable(trainer.config)
     if changed := {key: [before.get(key), value] for key, value in now.items() if before.get(key) != value}:
         trainer.changes.append({"iteration": trainer.iteration, "settings": changed})

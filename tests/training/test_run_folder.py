@@ -5,6 +5,7 @@ import resource
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from diffcli.commands import train
 from diffcli.errors import CheckpointError, DiffError
 from diffcli.files import LOCK, TEMPORARY
 from diffcli.runs.folder import CONFIG, LAST, METRICS, RESUME, VERSIONS
+from diffcli.runs.tensor_file import read_tensors, write_tensors
 from diffcli.runtime.signals import Stop
 from diffcli.training import run_folder
 from tests.fixtures.training import interrupted, start, tiny_config
@@ -53,6 +55,26 @@ def test_a_damaged_resume_file_is_refused_and_nothing_is_lost(
     assert str(error.value).count("\n") == 1
     assert others == {name: (folder / name).read_bytes() for name in others}
     assert (folder / RESUME).read_bytes() == bad
+
+
+@pytest.mark.slow
+def test_a_resume_file_with_odd_values_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checksum holds: it was written so."""
+    folder = interrupted(tiny_config(), tmp_path, at=2, monkeypatch=monkeypatch)
+    kind = "diffcli-resume"
+    found = read_tensors(folder / RESUME, kind=kind, hint="")
+    assert found is not None
+    tensors, header = found
+    odd: list[dict[str, Any]] = [
+        *({"iteration": value} for value in ("three", None, -1, float("nan"), float("inf"), [])),
+        *({"changes": value} for value in (None, [1], [{"iteration": 1, "settings": {"a": 1}}])),
+        *({"best": 1}, {"skipped": []}, {"since_logged": {"days": 1}}, {"settings": []}),
+    ]
+    for changed in odd:
+        write_tensors(folder / RESUME, tensors, kind=kind, header={**header, **changed})
+        with pytest.raises(CheckpointError, match="does not fit this run") as error:
+            start(tiny_config(), tmp_path, resume=True)
+        assert str(error.value).count("\n") == 1
 
 
 def test_metrics_are_cut_to_what_was_saved(tmp_path: Path) -> None:
