@@ -4,11 +4,9 @@ The short form is in test_stopping.py.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from diffcli.config.file import dump_config
 from diffcli.runs.folder import LAST, METRICS, REPORT, RESUME
+from tests.fixtures import processes
 from tests.fixtures.training import metrics, start, tiny_config
 
 pytestmark = pytest.mark.nightly
@@ -23,25 +22,18 @@ pytestmark = pytest.mark.nightly
 KILLS = 50
 
 
-def train_until(moment: float, *, cwd: Path, repository: Path) -> bool:
+def train_until(moment: float, *, cwd: Path) -> bool:
     """`diff train`, killed so many seconds after it has gone on writing; whether it ended before that."""
-    log, saved, before = cwd / "words.txt", cwd / "runs" / "tiny" / RESUME, lines(cwd)
-    with log.open("w") as words:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "diffcli", "train", "tiny.yaml", *(["--resume"] if before else [])],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": str(repository)},
-            stdout=subprocess.DEVNULL,
-            stderr=words,
-        )
+    saved, before = cwd / "runs" / "tiny" / RESUME, lines(cwd)
+    process = processes.diff("train", "tiny.yaml", *(["--resume"] if before else []), cwd=cwd)
     while process.poll() is None and (lines(cwd) <= before or not saved.exists()):
         time.sleep(0.02)
     try:
         process.wait(moment)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-    assert process.returncode in (0, -signal.SIGKILL), log.read_text()
+    assert process.returncode in (0, -signal.SIGKILL), process.communicate()[1]
     return process.returncode == 0
 
 
@@ -51,9 +43,9 @@ def lines(cwd: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
 
-def test_killed_and_resumed_it_ends_the_same(tmp_path: Path, repository: Path) -> None:
+def test_killed_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
     """SIGKILL at random moments, so also while a checkpoint is written."""
-    config = tiny_config(train__iterations=600, train__checkpoint_interval=2, train__batch_size=1)
+    config = tiny_config(train__iterations=400, train__checkpoint_interval=2, train__batch_size=1)
     straight = start(config, tmp_path / "straight")
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -61,9 +53,7 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path: Path, repository: Path) -
     moments = random.Random(0)
     killed = 0
     reached = []
-    while not train_until(
-        moments.uniform(0, 0.3) if killed < KILLS else 3600, cwd=folder, repository=repository
-    ):
+    while not train_until(moments.uniform(0, 0.3) if killed < KILLS else 3600, cwd=folder):
         killed += 1
         reached.append(lines(folder))
         saved = folder / "runs" / "tiny"
