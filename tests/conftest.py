@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 INTEGRATION = ROOT / "tests" / "integration"
 
-pytest_plugins = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
+FIXTURES = ("tests.fixtures.models", "tests.fixtures.runs", "tests.fixtures.datasets")
 
 SLOW_FIXTURES = {"cli_process", "launch", "onnx_export", "ranks", "workplace"}
 """What takes seconds to make: a test that uses one is marked slow."""
@@ -26,13 +26,17 @@ Done = subprocess.CompletedProcess[str]
 CLI = Callable[..., Done]
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """One thread a process, for machines are shared; 80 columns, as in a pipe; every process finds this checkout."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.update(OMP_NUM_THREADS="1", COLUMNS="80", PYTHONPATH=path)
+    if getattr(config.option, "numprocesses", None):
+        return  # the workers of pytest-xdist run the tests; this process imports nothing of them, and starts at once
     import torch
     from hypothesis import settings
 
+    for name in FIXTURES:
+        config.pluginmanager.import_plugin(name)
     torch.set_num_threads(1)
     settings.register_profile("ci", derandomize=True, deadline=None, database=None)
     settings.register_profile("local", deadline=None)
