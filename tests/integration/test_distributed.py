@@ -175,7 +175,7 @@ def test_eval_gives_the_numbers_of_one_process(
     (pictures / "images/5.png").write_bytes(b"not a picture")
     shared = ["--run", tiny_run, "--domain", "folder", "--root", pictures, "--json"]
     running = ranks("eval", *shared, "-o", "both", "--set", "eval.batch_size=2")
-    with pytest.raises(DataError, match="1 of 8 images are not in its scores") as error:
+    with pytest.raises(DataError, match="1 of 8 images left out of its scores") as error:
         evaluate.run(
             evaluate.Request(
                 runs=[tiny_run],
