@@ -28,6 +28,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a full disk or a spent quota says."""
 BROKEN = (*FULL, errno.EIO, errno.EROFS, errno.ESTALE)
 """Errors of the disk that is written to."""
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO)
+"""What the system says of a path that is wrong, or not for this user."""
 TEMPORARY = ".diffcli-part-"
 """How temporary names begin."""
 LOCK = ".diffcli-lock"

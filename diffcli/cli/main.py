@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from diffcli.cli import data, machine, prediction, publishing, scoring, training
 from diffcli.cli.options import group
 from diffcli.errors import ConfigError, DiffError
-from diffcli.files import FULL
+from diffcli.files import FULL, UNUSABLE
 from diffcli.runtime import distributed
 from diffcli.runtime.signals import Stop
 
@@ -138,7 +138,7 @@ def _report(error: Exception) -> int:
     reported = distributed.error_to_report(error)
     if reported is None:
         return error.exit_code if isinstance(error, DiffError) else 1
-    error = _full_disk(reported) or reported
+    error = _of_the_disk(reported) or reported
     if isinstance(error, DiffError):
         message = f"{error.where}: {error.message}" if error.where else error.message
         console.fail(message, hint=error.hint)
@@ -152,15 +152,23 @@ def _report(error: Exception) -> int:
     return 1
 
 
-def _full_disk(error: Exception) -> DiffError | None:
-    """The error of a full disk in plain words, wherever it arose; None for any other."""
-    if not isinstance(error, OSError) or error.errno not in FULL:
+def _of_the_disk(error: Exception) -> DiffError | None:
+    """The error of a full disk or of a path that cannot be used, wherever it arose; None for any other."""
+    if isinstance(error, RuntimeError) and "determine home directory" in str(error):
+        return DiffError("a path begins with ~NAME, and there is no such user", hint="write the path out")
+    if not isinstance(error, OSError):
         return None
-    return DiffError(
-        f"cannot be written: {error.strerror}",
-        where=str(error.filename or "the output"),
-        hint="make room, or write to another disk",
-    )
+    if error.errno in FULL:
+        return DiffError(
+            f"cannot be written: {error.strerror}",
+            where=str(error.filename or "the output"),
+            hint="make room, or write to another disk",
+        )
+    if error.filename is not None and error.errno in UNUSABLE:
+        return DiffError(
+            f"cannot be used: {error.strerror}", where=str(error.filename), hint="check this path"
+        )
+    return None
 
 
 def _program_name() -> str:

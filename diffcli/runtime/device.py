@@ -28,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
             return device
         case "mps" if torch.backends.mps.is_available():
             return device
-        case "cuda" if (device.index or 0) < torch.cuda.device_count():
+        case "cuda" if 0 <= (device.index or 0) < torch.cuda.device_count():
             return device
         case "cuda" if torch.cuda.is_available():
             raise _absent(

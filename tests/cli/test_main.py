@@ -206,3 +206,18 @@ def test_a_wrong_choice_and_a_strange_word_are_said_in_plain_words(cli: Any) -> 
     strange = cli("doctor", "a\x1b[2Jb")
     assert strange.returncode == 2
     assert "\x1b" not in strange.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("open('a' * 300)", f"{'a' * 300}: cannot be used: File name too long"),
+        ("open('/proc/self/mem').read()", "unexpected OSError"),  # no name is known
+        ("from pathlib import Path; Path('~no-such-user/a').expanduser()", "a path begins with ~NAME"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_said(repository: Path, code: str, words: str) -> None:
+    result = in_process(code, repository)
+    assert result.returncode == 1
+    assert words in result.stderr
