@@ -1,5 +1,6 @@
 """What every node of the settings is made of."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,3 +27,12 @@ Color = tuple[_Channel, _Channel, _Channel]
 def as_plain(settings: Settings) -> dict[str, Any]:
     """The tree as plain JSON/YAML values."""
     return settings.model_dump(mode="json")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain settings as dotted key -> value; lists and empty mappings stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found

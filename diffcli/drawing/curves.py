@@ -1,5 +1,6 @@
 """Curves of a training run: losses, learning rate, and the mIoU of each domain, over iterations."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ LOSSES = {
     "consistency": "consistency",
 }
 """Keys of metrics.jsonl -> names in the legend."""
+PLAIN_LOSS = {"loss": "cross-entropy"}
+"""The same without the conditional branch, where the total is the one term."""
 MIOU = "mean_iou"
 
 
@@ -23,7 +26,7 @@ def curves_picture(records: Sequence[Mapping[str, Any]], *, title: str) -> Image
     figure = Figure(figsize=(15, 4.5), dpi=100, layout="constrained")
     figure.suptitle(title, parse_math=False)
     losses, rate, miou = figure.subplots(1, 3)
-    for key, name in LOSSES.items():
+    for key, name in (LOSSES if _has(records, "loss_conditional") else PLAIN_LOSS).items():
         _draw(losses, records, key, name)
     _draw(rate, records, "learning_rate", "learning rate")
     domains = sorted({key for record in records for key in record if key.startswith(f"{MIOU}/")})
@@ -37,11 +40,12 @@ def curves_picture(records: Sequence[Mapping[str, Any]], *, title: str) -> Image
         axes.grid(alpha=0.3)
         if not axes.lines:
             axes.text(0.5, 0.5, "no values yet", ha="center", va="center", transform=axes.transAxes)
-        elif len(axes.lines) > 1:
+        elif len(axes.lines) > 1 or axes is miou:
             for text in axes.legend(fontsize="small").get_texts():
                 text.set_parse_math(False)
-    losses.set_ylim(bottom=0)
-    miou.set_ylim(bottom=0)
+        axes.set_xlim(0, 1.03 * max((int(record["iteration"]) for record in records), default=1) or 1)
+        heights = [y for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
+        axes.set_ylim(0, 1.08 * max(heights, default=1) or 1)
     return figure_image(figure)
 
 
@@ -62,6 +66,10 @@ def curve(records: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], li
         int(record["iteration"]): float(record[key]) for record in records if record.get(key) is not None
     }
     return [*found], [*found.values()]
+
+
+def _has(records: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(record.get(key) is not None for record in records)
 
 
 def _draw(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from diffcli.config.base import as_plain
+from diffcli.config.base import as_plain, flat
 from diffcli.config.settings import RunConfig
 from diffcli.drawing.pages import css_color, render
 from diffcli.drawing.pictures import Pixels
@@ -64,7 +64,7 @@ def build_comparison(reports: Mapping[str, Report], configs: Mapping[str, RunCon
             )
             for name, report in reports.items()
         ],
-        settings=_differing({name: _flat(as_plain(config)) for name, config in configs.items()}),
+        settings=_differing({name: _learned_by(config) for name, config in configs.items()}),
         domains=[
             ComparedDomain(
                 name=name,
@@ -156,15 +156,9 @@ def _page(found: Comparison, means: Table, palette: Pixels) -> str:
     )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; lists stay whole."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if not prefix and key in OWN_KEYS:
-            continue
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return found
+def _learned_by(config: RunConfig) -> dict[str, Any]:
+    tree = as_plain(config)
+    return flat({key: value for key, value in tree.items() if key not in OWN_KEYS})
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

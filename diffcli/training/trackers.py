@@ -1,13 +1,40 @@
 """TensorBoard, Weights & Biases and MLflow: numbers, pictures and the report, besides the files of the run folder."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 
+from diffcli.config.base import as_plain, flat
+from diffcli.config.settings import RunConfig
+from diffcli.errors import ConfigError
 from diffcli.runs.folder import REPORT_PAGE, REPORT_TEXT
+
+
+def start_trackers(accelerator: Accelerator, config: RunConfig, *, name: str) -> None:
+    """Open a run called `name` in each tracker, with the settings as dotted keys.
+
+    Raises:
+        ConfigError: a tracker cannot be started: no server, no login, a setting of its own.
+    """
+    plain = flat(as_plain(config))
+    settings = {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in plain.items()
+    }
+    kwargs = {"wandb": {"name": name}, "mlflow": {"run_name": name}}
+    try:
+        accelerator.init_trackers(name, config=settings, init_kwargs=kwargs)
+    except Exception as error:  # each tracker has its own, and those of its network and database
+        words = " ".join(str(error).split())
+        raise ConfigError(
+            f"the trackers ({', '.join(config.train.trackers)}) cannot be started: {words[:300]}",
+            hint="follow that, or leave it out of train.trackers",
+        ) from error
 
 
 def flat_numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from diffcli.config.file import dump_config
 from diffcli.config.settings import RunConfig
 from diffcli.core.ipkl import PairedDecoder
 from diffcli.core.model import SegmentationModel, build_model
@@ -22,7 +21,7 @@ from diffcli.training.batchnorm import synchronise_batchnorm
 from diffcli.training.optimizer import BETAS, parameter_groups
 from diffcli.training.run_folder import append_metrics
 from diffcli.training.selection import Selection
-from diffcli.training.trackers import flat_numbers
+from diffcli.training.trackers import flat_numbers, start_trackers
 
 
 @dataclass
@@ -125,7 +124,7 @@ def build_trainer(
     """Optimizer, trackers and data-parallel wrapping around the model."""
     train = config.train
     if train.trackers:
-        accelerator.init_trackers(folder.name, config={"config": dump_config(config)})
+        start_trackers(accelerator, config, name=folder.name)
     if train.sync_batchnorm and distributed.world_size() > 1:
         synchronise_batchnorm(model.decoder)
     model.decoder.train()

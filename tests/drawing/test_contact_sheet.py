@@ -37,4 +37,5 @@ def test_without_labels_and_with_panels() -> None:
 def test_curves_of_domains_with_any_name() -> None:
     names = ("mean_iou/$a_$ \u9053", "mean_iou/b")
     lines = [{"iteration": i, "loss": 1.0, **dict.fromkeys(names, 0.1 * i)} for i in range(3)]
+    lines.append({"iteration": 3, "mean_iou/b": float("nan")})  # no class occurred
     assert curves_picture(lines, title="$run_1$").size == (1500, 450)
