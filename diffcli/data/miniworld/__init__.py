@@ -1,7 +1,7 @@
 """A miniature world of street scenes, rendered on the fly: the door; nothing else imports what lies behind it."""
 
 from diffcli.data.domains import APPEARANCES
-from diffcli.data.miniworld.world import (
+from diffcli.data.miniworld.appearances import (
     DOMAIN_RANGES,
     PARAMETERS,
     PRETRAINING_RANGES,
@@ -9,11 +9,8 @@ from diffcli.data.miniworld.world import (
     Appearance,
     domain_appearance,
     random_appearance,
-    render,
-    render_depth,
-    render_random,
-    write_cityscapes,
 )
+from diffcli.data.miniworld.world import render, render_depth, render_random, write_cityscapes
 
 __all__ = [
     "APPEARANCES",
