@@ -45,7 +45,7 @@ def test_one_step_costs_one_evaluation_an_image(workplace: Path) -> None:
 RUNNABLE = {
     "diff init": [],
     "diff check": [],
-    "diff eval --domain miniworld": ["--set", "eval.size=64x64"],
+    "diff eval --domain miniworld": ["--set", "eval.size=64x64", "--limit", "2"],
     "diff predict photos/": [],
     "diff export": [],
     "diff domains": [],
