@@ -1,7 +1,9 @@
 """What the terminal shows: words on stderr, data on stdout; coloured in a terminal, plain and aligned in a pipe."""
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,7 +38,20 @@ def _print_words(text: str, *, label: str = "", style: str = "") -> None:
     console, text = _words(), printable(text)
     if console.is_terminal:
         text = wrap_words(label + text, console.width)[len(label) :]
-    console.print(Text.assemble((label, style), text))
+    try:
+        console.print(Text.assemble((label, style), text))
+    except OSError as error:
+        if error.errno != errno.EIO:  # what a terminal says that was closed a moment ago
+            raise
+        leave_terminal()
+
+
+def leave_terminal() -> None:
+    """From now on, what is written to stdout and stderr goes nowhere: there is no terminal any more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def say(text: str) -> None:

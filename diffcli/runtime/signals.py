@@ -1,8 +1,6 @@
 """SIGINT (Ctrl-C), SIGTERM (timeout, systemd, a scheduler) and SIGHUP (a closed terminal) as requests to stop."""
 
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -107,10 +105,7 @@ def _announce(text: str) -> None:
     try:
         console.say(text)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        console.leave_terminal()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -145,3 +146,19 @@ def test_cached_work_and_a_stage_that_begins_are_said(capsys: pytest.CaptureFixt
         bar.describe("export encoder")  # may take minutes
         assert capsys.readouterr().err == "count classes: cached (1 sample)\nexport encoder 0/3\n"
         bar.update(3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_that_is_gone_ends_nothing() -> None:
+    """Its writer gets an I/O error, perhaps before the signal that it was closed."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    code = "import sys; from diffcli.runtime import console; sys.stdin.read(1); console.say('a'); console.warn('b')"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        os.close(ours)
+        process.communicate(b"x", timeout=60)
+    assert process.returncode == 0
