@@ -12,7 +12,7 @@ COMMANDS = frozenset(
 )
 """First words that are always ours, those of GROUPS only before a second word of theirs."""
 
-GROUPS = {"data": frozenset({"inspect", "--help", "-h"})}
+GROUPS = {"data": frozenset({"inspect", "preview", "--help", "-h"})}
 """Commands of two words; `diff data other` compares a folder called data."""
 
 PASSED_BY = "DIFFCLI_PASSED_BY"

@@ -89,7 +89,7 @@ def inspect_data(
     "preview",
     epilog=examples(
         "diff data preview my.yaml",
-        "diff data preview my.yaml --draws 40 --set augmentation.photometric=0 -o fed.png",
+        "diff data preview my.yaml --draws 40 --set augmentation.photometric=0",
     ),
 )
 def preview(
