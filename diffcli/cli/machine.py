@@ -33,7 +33,7 @@ def doctor(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show device, precisions, versions and cached weights; or what differs from a run's."""
+    """Show device, versions and cached weights, or how a run differs."""
     from diffcli.commands import doctor as command
 
     execute(command.run, command.Request(None if run is None else find_run(run)), json=json)

@@ -112,10 +112,10 @@ def _show_needs(needs: Needs) -> None:
         *([["cache", f"{_size(needs.cache)} of counted classes"]] if needs.cache else []),
         ["predictions", f"about {_size(needs.mask)} a mask"],
     ]
-    console.table(f"\ntime, memory and disk ({how})", ["", ""], rows)
     if not needs.measured:
         gpu = ", on the GPU" if shutil.which("nvidia-smi") else ""
-        console.say(f"good to a factor of 3; --measure runs a few iterations to know time and memory{gpu}")
+        rows.append(["accuracy", f"a factor of 3; --measure runs a few iterations{gpu}"])
+    console.table(f"\ntime, memory and disk ({how})", ["", ""], rows)
 
 
 def _times(seconds: tuple[float, float]) -> str:

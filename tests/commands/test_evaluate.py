@@ -237,7 +237,7 @@ def test_a_joined_domain_is_the_sum_of_its_parts(
     )  # the whole is not counted again
     assert "\nminiworld/*,mean of all 19,0." in (tmp_path / "all" / "report.csv").read_text()
     assert "| all domains |" in (tmp_path / "all" / "report.md").read_text()
-    assert "mean over miniworld/*" in (tmp_path / "all" / "report.html").read_text()
+    assert "mean over miniworld/<wbr>*" in (tmp_path / "all" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_many_unknown_keys_are_counted(file: Path, value: str) -> None:
         ("!foo a: 1", "run.yaml:1: this is not valid YAML"),
         ("a: {<<: 3}", "run.yaml:1: << takes another mapping"),
         ("a: &a {<<: *a}", "run.yaml:1: an alias refers to the value that it is part of"),
-        ("[" * 900, "run.yaml: this is not valid YAML"),
+        ("[" * 9000, "run.yaml: this is not valid YAML"),
         ("{a: " * 5_000, "run.yaml: this is not valid YAML"),
         ("train: {seed: " + "1" * 5_000 + "}", "run.yaml: this is not valid YAML"),
     ],
