@@ -14,7 +14,7 @@ from diffcli.core.inversion import prompt_groups
 from diffcli.data.dataset import open_domain
 from diffcli.drawing.fed import Fed, Prompted, fed_picture
 from diffcli.errors import BackboneError
-from diffcli.files import check_writable, write_atomically
+from diffcli.files import check_output, write_atomically
 from diffcli.runtime import console
 from diffcli.runtime.words import counted
 from diffcli.training.samples import check_samples, drawn, training_set
@@ -39,7 +39,7 @@ def run(request: Request) -> None:
     Raises:
         DiffError: the data is missing or wrong, or the picture cannot be written.
     """
-    check_writable(request.output.parent)
+    check_output(request.output, suffixes=(".png",))
     config = request.config
     shown = list(first_draws(config, count=request.count))
     picture = fed_picture(shown, model=config.model, branches=config.train.loss.ipkl)

@@ -44,6 +44,15 @@ def test_a_picture_and_what_it_shows(cli: Callable[..., CompletedProcess[str]], 
 
 
 @pytest.mark.slow
+def test_only_a_picture_is_written_over(cli: Callable[..., CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config()))
+    (tmp_path / "thesis.docx").write_text("years of work")
+    done = cli("data", "preview", "tiny.yaml", "-o", "thesis.docx")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: thesis.docx: the output is a .png file\n")
+    assert (tmp_path / "thesis.docx").read_text() == "years of work"
+
+
 def test_they_are_what_training_is_fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images, labels, rare classes and the masks of the conditional branch, of the first two iterations."""
     from diffcli.core import features
