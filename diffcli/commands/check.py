@@ -114,7 +114,7 @@ def _show_needs(needs: Needs) -> None:
     ]
     if not needs.measured:
         gpu = ", on the GPU" if shutil.which("nvidia-smi") else ""
-        rows.append(["accuracy", f"a factor of 3; --measure runs a few iterations{gpu}"])
+        rows.append(["accuracy", f"within a factor of 3; --measure runs a few iterations{gpu}"])
     console.table(f"\ntime, memory and disk ({how})", ["", ""], rows)
 
 

@@ -74,7 +74,7 @@ def _compare(run: Path) -> None:
     if rows:
         shown = [[_shortened(cell) for cell in row] for row in rows]
         console.table(f"what differs from {folder}", ["what", "in the run", "here"], shown)
-        console.say("README says which of these may change results")
+        console.say('"The same numbers again" in README says which of these change results')
     else:
         console.say(f"nothing differs from what {folder} records")
 
